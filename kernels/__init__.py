@@ -1,0 +1,1 @@
+"""Numbers: arrays, strides and threads. Knows no model, no sequence and no request."""

@@ -1,0 +1,1 @@
+"""Requests: scheduling, HTTP, metrics and the command line."""

@@ -1,0 +1,1 @@
+"""The HTTP side: wire types, endpoints, errors and server-sent events."""

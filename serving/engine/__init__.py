@@ -1,0 +1,1 @@
+"""Sequences, blocks and the scheduler: plain Python, no arrays."""
