@@ -1,0 +1,41 @@
+"""What the HTTP side and the engine exchange: one generation request in, token events out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flashlet.model.sampling import SamplingParams, TokenLogprobs
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate. An API request with n > 1 or several prompts becomes several of these."""
+
+    prompt: tuple[int, ...]  # token ids, at least one
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None  # None: up to the context length; 0: score the prompt only
+    min_tokens: int = 0  # stop tokens are suppressed and stop strings ignored before that many
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False  # keep the stop string or stop token's text in the answer
+    prompt_logprobs: int | None = None  # None: off; n: score every prompt token, with n alternatives
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One generated token, or the end. Text may lag behind tokens: half a character or a possible stop
+    string is held back; the concatenated `text` of all events is exactly the answer.
+    """
+
+    token_id: int | None  # None: an event that only carries text, prompt scores or the end
+    text: str
+    logprobs: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None  # set on the last event, and only there
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
+    num_output_tokens: int = 0  # so far, this one included
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # once, before the first token; entry 0 is None

@@ -1,0 +1,50 @@
+"""Errors of the serving layer; serving/api/errors.py alone maps them to HTTP statuses.
+
+FlashletError (flashlet.model.errors)
+└── RequestError              the caller's request cannot be served
+    ├── InvalidRequestError   malformed or unsupported; names the parameter
+    │   └── ContextLengthError    prompt (and answer) longer than the model's context or the KV pool
+    ├── QueueFullError        the bounded queue is full: try again later
+    ├── EngineStoppedError    shutting down: no new requests
+    └── EngineFailedError     the executor failed; the request ended through no fault of its own
+"""
+
+from __future__ import annotations
+
+from flashlet.model.errors import FlashletError
+
+
+class RequestError(FlashletError):
+    """A request that cannot be served."""
+
+
+class InvalidRequestError(RequestError):
+    """The request is malformed or asks for something unsupported."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt does not fit; the message gives its length and the limit in tokens."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class QueueFullError(RequestError):
+    """The waiting queue is at its limit; `retry_after` is an estimate in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineStoppedError(RequestError):
+    """The engine no longer accepts requests."""
+
+
+class EngineFailedError(RequestError):
+    """The executor raised; every running request ends with this."""
