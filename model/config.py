@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,8 @@ class RopeConfig:
 
     `factor` stretches the context for every scaling type; `low_freq_factor` and `high_freq_factor`
     belong to llama3, `beta_fast`, `beta_slow` and `attention_factor` to yarn (Peng et al. 2023).
+    `frequency_factors` divide the inverse frequencies, one for each, whatever the scaling type (GGUF
+    files of Llama 3.1 and later carry them in place of the llama3 parameters).
     """
 
     theta: float = 10_000.0
@@ -29,6 +32,18 @@ class RopeConfig:
     beta_slow: float = 1.0
     attention_factor: float | None = None  # None: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn: round the correction range to whole dimensions
+    frequency_factors: tuple[float, ...] = ()  # head_dim / 2 numbers; empty: all are 1
+
+    def __post_init__(self) -> None:
+        """Reject numbers that give no finite frequency."""
+        positive = [
+            ("theta", self.theta),
+            ("factor", self.factor),
+            *(("frequency_factors", number) for number in self.frequency_factors),
+        ]
+        for name, number in positive:
+            if not 0 < number < math.inf:
+                raise ModelFormatError(f"rope {name}: expected a positive finite number, found {number}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +89,15 @@ class ModelConfig:
             raise ModelFormatError(
                 f"sliding_windows: expected {self.num_layers} entries, found {len(self.sliding_windows)}"
             )
+        if self.rope.frequency_factors and len(self.rope.frequency_factors) != self.head_dim // 2:
+            raise ModelFormatError(
+                f"rope frequency_factors: expected {self.head_dim // 2} numbers, "
+                f"found {len(self.rope.frequency_factors)}"
+            )
         if not 0 < self.rms_norm_eps < 1:
-            raise ModelFormatError(f"rms_norm_eps: expected a number between 0 and 1, found {self.rms_norm_eps}")
+            raise ModelFormatError(
+                f"rms_norm_eps: expected a number between 0 and 1, found {self.rms_norm_eps}"
+            )
 
     @property
     def query_size(self) -> int:
