@@ -10,6 +10,7 @@ from flashlet.model.errors import ModelFormatError
 
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
 RopeScalingType = Literal["none", "linear", "llama3", "yarn"]
+MAX_LAYERS = 4096  # far above any model, and small enough to enumerate for a hostile file
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,11 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 < value < 2**31:
                 raise ModelFormatError(f"{name}: expected a positive 32-bit integer, found {value!r}")
+        if self.num_layers > MAX_LAYERS:
+            raise ModelFormatError(f"num_layers: expected at most {MAX_LAYERS}, found {self.num_layers}")
         if self.num_heads % self.num_kv_heads:
             raise ModelFormatError(
-                f"num_heads: expected a multiple of num_kv_heads ({self.num_kv_heads}), found {self.num_heads}"
+                f"num_heads: expected a multiple of {self.num_kv_heads} KV heads, found {self.num_heads}"
             )
         if self.head_dim % 2:
             raise ModelFormatError(f"head_dim: expected an even number for RoPE, found {self.head_dim}")
