@@ -38,4 +38,6 @@ class TokenEvent:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     num_output_tokens: int = 0  # so far, this one included
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # once, before the first token; entry 0 is None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = (
+        None  # once, before the first token; entry 0 is None
+    )

@@ -1,0 +1,198 @@
+"""The engine: requests in, steps, token events out. One thread owns it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from dataclasses import asdict
+from typing import Protocol
+
+from flashlet.model.executor import Executor
+from flashlet.serving.engine.block_manager import BlockManager
+from flashlet.serving.engine.config import EngineConfig
+from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+from flashlet.serving.engine.scheduler import Plan, Scheduler
+from flashlet.serving.engine.sequence import Sequence
+from flashlet.serving.engine.stats import EngineStats
+from flashlet.serving.engine.stop_checker import StopChecker, StreamDecoder
+from flashlet.serving.errors import (
+    ContextLengthError,
+    EngineFailedError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestError,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3  # failed steps in a row after which the executor is given up
+RETRY_AFTER_RANGE = (1.0, 60.0)  # seconds
+RATE_DECAY = 0.999  # per step: the measured rate looks back about a thousand steps
+
+SequenceEvent = tuple[Sequence, TokenEvent | RequestError]
+
+
+class TextDecoding(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A fresh decoder for one sequence."""
+
+
+class Engine:
+    """Runs sequences on an executor. Not thread-safe, except `create`, `stats` and `healthy`."""
+
+    def __init__(self, executor: Executor, tokenizer: TextDecoding, config: EngineConfig) -> None:
+        self.config = config
+        self.scheduler = Scheduler(
+            config, BlockManager(executor.num_blocks, executor.block_size, config.enable_prefix_cache)
+        )
+        self.healthy = True
+        self._executor = executor
+        self._tokenizer = tokenizer
+        self._limit = min(executor.config.context_length, executor.num_blocks * executor.block_size)
+        self._indices = itertools.count()
+        self._failures = 0  # in a row
+        self._busy_seconds = 0.0  # decayed, like the next
+        self._num_finished = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence runs or waits."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of one sequence, prompt and answer together: the model's context or the KV pool."""
+        return self._limit
+
+    def submit(self, request: GenerationRequest) -> Sequence:
+        """Check `request` and queue it; raises what `create` raises."""
+        sequence = self.create(request)
+        self.add(sequence)
+        return sequence
+
+    def create(self, request: GenerationRequest, num_pending: int = 0) -> Sequence:
+        """Check `request` and make its sequence, given that `num_pending` others are about to be added.
+
+        Raises InvalidRequestError, ContextLengthError, QueueFullError or EngineFailedError.
+        """
+        if not self.healthy:
+            raise EngineFailedError("the engine has failed and runs no more requests")
+        max_tokens = self._check(request)
+        self._check_queue(num_pending)
+        eos_token_ids = self._executor.config.eos_token_ids
+        checker = StopChecker(request, self._tokenizer.stream_decoder(), max_tokens, eos_token_ids)
+        return Sequence(next(self._indices), request, max_tokens, checker)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence made by `create`."""
+        self.scheduler.add(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End `sequence` without a further event and free its blocks. Harmless if it has ended."""
+        self.scheduler.remove(sequence)
+
+    def step(self) -> list[SequenceEvent]:
+        """Advance by one step. If it fails, every running sequence ends with EngineFailedError."""
+        if not self.has_work:
+            return []
+        started = time.perf_counter()
+        plan = Plan()
+        try:
+            plan = self.scheduler.schedule()
+            outputs = self._executor.execute(plan.step)
+            events = self.scheduler.update(plan, outputs)
+        except Exception as error:
+            return self._fail(error, plan)
+        self._failures = 0
+        self._measure(
+            time.perf_counter() - started, sum(event.finish_reason is not None for _, event in events)
+        )
+        return [*events]
+
+    def stats(self) -> EngineStats:
+        """A snapshot; from another thread it may mix two steps."""
+        scheduler = self.scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_usage=scheduler.blocks.usage,
+            **asdict(scheduler.counters),
+        )
+
+    def check_integrity(self) -> None:
+        """AssertionError if blocks leaked or the books disagree."""
+        self.scheduler.check_integrity()
+
+    def _measure(self, seconds: float, num_finished: int) -> None:
+        self._busy_seconds = self._busy_seconds * RATE_DECAY + seconds
+        self._num_finished = self._num_finished * RATE_DECAY + num_finished
+
+    def _fail(self, error: Exception, plan: Plan) -> list[SequenceEvent]:
+        """End what runs, and after repeated failures also what waits."""
+        self._failures += 1
+        self.healthy = self._failures < MAX_FAILURES
+        logger.error("step failed (%d in a row)", self._failures, exc_info=error)
+        # Those of the plan, too: one may have ended in this step, and its last event is lost.
+        ended = dict.fromkeys([*plan.sequences, *self.scheduler.running])
+        if not self.healthy:
+            ended |= dict.fromkeys(self.scheduler.waiting)
+        for sequence in ended:
+            self.scheduler.remove(sequence)
+        self.scheduler.blocks.drop_cache()  # a failed step may have left anything in the pool
+        failure = EngineFailedError("the engine failed while it ran this request")
+        failure.__cause__ = error
+        return [(sequence, failure) for sequence in ended]
+
+    def _check(self, request: GenerationRequest) -> int:
+        """Refuse what could never be served; returns the most tokens to generate."""
+        _check_token_ids("prompt", request.prompt, self._executor.config.vocab_size)
+        _check_token_ids("stop_token_ids", request.stop_token_ids, self._executor.config.vocab_size)
+        bias_ids = [token_id for token_id, _ in request.sampling.logit_bias]
+        _check_token_ids("logit_bias", bias_ids, self._executor.config.vocab_size)
+        if not request.prompt:
+            raise InvalidRequestError("prompt: expected at least one token, got none", param="prompt")
+        if "" in request.stop:
+            raise InvalidRequestError("stop: expected non-empty strings, got an empty one", param="stop")
+        max_tokens = self._max_tokens(request)
+        if not 0 <= request.min_tokens <= max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens: expected 0 to {max_tokens}, got {request.min_tokens}", param="min_tokens"
+            )
+        return max_tokens
+
+    def _max_tokens(self, request: GenerationRequest) -> int:
+        """The request's own limit, or what fits behind the prompt."""
+        wanted, num_prompt = request.max_tokens, len(request.prompt)
+        if wanted is not None and wanted < 0:
+            raise InvalidRequestError(f"max_tokens: expected at least 0, got {wanted}", param="max_tokens")
+        total = num_prompt + (1 if wanted is None else wanted)
+        if total > self._limit:
+            answer = "" if wanted is None or num_prompt >= self._limit else f" and max_tokens is {wanted}"
+            raise ContextLengthError(
+                f"the longest sequence is {self._limit} tokens; the prompt has {num_prompt}{answer}",
+                param="max_tokens" if answer else "prompt",
+            )
+        return self._limit - num_prompt if wanted is None else wanted
+
+    def _check_queue(self, num_pending: int) -> None:
+        """Refuse if more sequences are here than may run and wait."""
+        limit = self.config.max_sequences + self.config.max_waiting
+        present = len(self.scheduler.running) + len(self.scheduler.waiting) + num_pending
+        if present >= limit:
+            low, high = RETRY_AFTER_RANGE
+            rate = self._num_finished / self._busy_seconds if self._num_finished else self.config.max_waiting
+            retry_after = min(max(self.config.max_waiting / rate, low), high)
+            raise QueueFullError(
+                f"{present} sequences run or wait, the limit is {limit}; "
+                f"the queue should be worked off in {retry_after:.0f} s",
+                retry_after,
+            )
+
+
+def _check_token_ids(name: str, token_ids: tuple[int, ...] | list[int], vocab_size: int) -> None:
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequestError(f"{name}: expected ids from 0 to {vocab_size - 1}, got {wrong}", param=name)

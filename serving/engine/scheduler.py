@@ -1,0 +1,238 @@
+"""Continuous batching: which tokens of which sequences the next step computes."""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections import abc, deque
+from dataclasses import dataclass, field
+
+from flashlet.model.sampling import SampleRequest
+from flashlet.model.step import SequenceSlice, SliceOutput, Step
+from flashlet.serving.engine.block_manager import BlockManager
+from flashlet.serving.engine.config import EngineConfig
+from flashlet.serving.engine.request import FinishReason, TokenEvent
+from flashlet.serving.engine.sequence import Sequence, SequenceStatus
+from flashlet.serving.engine.stats import Counters
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step, and parallel to its slices the sequences they belong to."""
+
+    slices: list[SequenceSlice] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let the step compute the next `num_tokens` tokens of `sequence`."""
+        self.slices.append(_next_slice(sequence, num_tokens))
+        self.sequences.append(sequence)
+
+    @property
+    def step(self) -> Step:
+        """The executor's view."""
+        return Step(self.slices)
+
+
+class Scheduler:
+    """Decides each step and writes its results back.
+
+    Running sequences decode in every step. What the token budget leaves goes to prompt chunks, first come
+    first served. When blocks run out, the sequence that arrived last gives up its blocks and waits to be
+    recomputed; the one that arrived first always gets on, so each sequence ends.
+    """
+
+    def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
+        self.config = config
+        self.blocks = blocks
+        self.waiting: deque[Sequence] = deque()  # in order of arrival, like `running`
+        self.running: list[Sequence] = []
+        self.counters = Counters()
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(sequence)
+
+    def schedule(self) -> Plan:
+        """Decide one step. It is empty only if there is no sequence."""
+        plan = Plan()
+        self._schedule_decodes(plan)
+        budget = self.config.max_step_tokens - len(plan.slices)
+        if plan.slices:
+            budget = min(budget, self.config.prefill_chunk)
+        budget = self._schedule_prefills(plan, budget)
+        self._admit(plan, budget)
+        return plan
+
+    def update(self, plan: Plan, outputs: abc.Sequence[SliceOutput]) -> list[tuple[Sequence, TokenEvent]]:
+        """Write the results of `plan` to its sequences; return what their clients should see."""
+        now = time.perf_counter()
+        events: list[tuple[Sequence, TokenEvent]] = []
+        self.counters.steps += 1
+        for sequence, piece, output in zip(plan.sequences, plan.slices, outputs, strict=True):
+            sequence.num_computed += len(piece.token_ids)
+            self.blocks.register(sequence)
+            if sequence.prompt_scores is not None:
+                sequence.prompt_scores.extend(output.target_logprobs)
+            if sequence.num_uncomputed:
+                continue
+            if sequence.prompt_scores is not None or sequence.max_tokens == 0:
+                events.append((sequence, self._end_of_prompt(sequence)))
+            if piece.sample is not None:
+                events.append((sequence, self._append_token(sequence, output, now)))
+        return events
+
+    def remove(self, sequence: Sequence) -> None:
+        """End `sequence`, whatever it was doing, and free its blocks. Harmless if it has ended."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self.running.remove(sequence)
+            self.blocks.free(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self.waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+
+    def check_integrity(self) -> None:
+        """Check that running sequences hold the used blocks, and nobody else; AssertionError otherwise."""
+        assert not any(sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
+        self.blocks.check_integrity(self.running)
+
+    def _schedule_decodes(self, plan: Plan) -> None:
+        """One token for each running sequence that has nothing else left to compute."""
+        index = 0
+        while index < len(self.running):  # preemption shortens the list, from its end
+            sequence = self.running[index]
+            if sequence.num_uncomputed == 1 and self._make_room(sequence):
+                self.blocks.append(sequence)
+                plan.add(sequence, 1)
+            index += 1
+
+    def _schedule_prefills(self, plan: Plan, budget: int) -> int:
+        """Next chunks of running sequences whose prompt is not done; returns what is left of `budget`."""
+        for sequence in self.running:
+            if budget > 0 and sequence.num_uncomputed > 1:
+                num_tokens = min(sequence.num_uncomputed, budget)
+                plan.add(sequence, num_tokens)
+                budget -= num_tokens
+        return budget
+
+    def _admit(self, plan: Plan, budget: int) -> None:
+        """Start waiting sequences, in order, while tokens, blocks and `max_sequences` allow."""
+        passed_over = 0
+        while budget > 0 and len(self.running) + passed_over < self.config.max_sequences:
+            if passed_over == len(self.waiting):
+                return
+            sequence = self.waiting[passed_over]
+            # Scoring needs the logits of every prompt token, so nothing may be skipped.
+            prefix = self.blocks.find_prefix(sequence) if sequence.prompt_scores is None else []
+            if sequence.prompt_scores is None and self.blocks.is_computing(sequence, prefix):
+                passed_over += 1  # the block will be there in a moment: do not compute it twice
+                continue
+            # A block to grow into for each sequence: who gets in now is not preempted right after.
+            headroom = len(self.running) + 1 if self.running else 0
+            if not self.blocks.can_allocate(sequence, prefix, headroom):
+                return
+            del self.waiting[passed_over]
+            self._start(sequence, prefix)
+            num_tokens = min(sequence.num_uncomputed, budget)
+            plan.add(sequence, num_tokens)
+            budget -= num_tokens
+
+    def _start(self, sequence: Sequence, prefix: list[int]) -> None:
+        """Move `sequence` to the running ones, its computed length at the end of the cached prefix."""
+        self.blocks.allocate(sequence, prefix)
+        sequence.num_computed = len(prefix) * self.blocks.block_size
+        sequence.status = SequenceStatus.RUNNING
+        insort(self.running, sequence, key=lambda other: other.index)
+        if sequence.times.first_scheduled is None:
+            sequence.times.first_scheduled = time.perf_counter()
+            sequence.num_cached_tokens = sequence.num_computed
+            self.counters.prompt_tokens += sequence.num_prompt_tokens
+            if self.config.enable_prefix_cache and sequence.prompt_scores is None:
+                self.counters.prefix_queries += sequence.num_prompt_tokens
+                self.counters.prefix_hits += sequence.num_cached_tokens
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Preempt until `sequence` can hold its last token; False if it had to give way itself."""
+        while not self.blocks.can_append(sequence):
+            last = self.running[-1]
+            self._preempt(last)
+            if last is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take the blocks of `sequence`; it waits, by order of arrival, to be computed again."""
+        self.running.remove(sequence)
+        self.blocks.free(sequence)
+        sequence.num_computed = 0
+        sequence.status = SequenceStatus.WAITING
+        if sequence.prompt_scores is not None:
+            sequence.prompt_scores.clear()
+        insort(self.waiting, sequence, key=lambda other: other.index)
+        self.counters.preemptions += 1
+
+    def _end_of_prompt(self, sequence: Sequence) -> TokenEvent:
+        """Deliver the prompt's scores; the end, if nothing is to be generated."""
+        scores = None if sequence.prompt_scores is None else (None, *sequence.prompt_scores)
+        sequence.prompt_scores = None
+        reason: FinishReason | None = None
+        if sequence.max_tokens == 0:
+            self.remove(sequence)
+            reason = "length"
+        return TokenEvent(
+            token_id=None,
+            text="",
+            finish_reason=reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            prompt_logprobs=scores,
+        )
+
+    def _append_token(self, sequence: Sequence, output: SliceOutput, now: float) -> TokenEvent:
+        """Append the sampled token and end the sequence if that was its last."""
+        (token_id,) = output.token_ids
+        sequence.tokens.append(token_id)
+        self.counters.generation_tokens += 1
+        if sequence.times.first_token is None:
+            sequence.times.first_token = now
+        sequence.times.last_token = now
+        text, reason = sequence.stop_checker.push(token_id, sequence.num_output_tokens)
+        if reason is not None:
+            self.remove(sequence)
+        return TokenEvent(
+            token_id=token_id,
+            text=text,
+            logprobs=output.logprobs[0] if output.logprobs else None,
+            finish_reason=reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+        )
+
+
+def _next_slice(sequence: Sequence, num_tokens: int) -> SequenceSlice:
+    """Describe the next `num_tokens` uncomputed tokens of `sequence` to the executor."""
+    start = sequence.num_computed
+    end = start + num_tokens
+    scored = sequence.prompt_scores is not None
+    return SequenceSlice(
+        token_ids=sequence.tokens[start:end],
+        start=start,
+        block_table=sequence.block_table,
+        sample=_sample_request(sequence) if end == len(sequence.tokens) and sequence.max_tokens else None,
+        logprob_targets=sequence.tokens[start + 1 : end + 1] if scored else (),
+        num_top_logprobs=sequence.request.prompt_logprobs or 0 if scored else 0,
+    )
+
+
+def _sample_request(sequence: Sequence) -> SampleRequest:
+    """Ask for the token after the last one; everything in it follows from the prefix and the request."""
+    request = sequence.request
+    history = request.sampling.needs_history
+    return SampleRequest(
+        params=request.sampling,
+        position=len(sequence.tokens),
+        prompt=request.prompt if history else (),
+        output=sequence.output if history else (),
+        suppressed=sequence.stop_token_ids if sequence.num_output_tokens < request.min_tokens else (),
+    )

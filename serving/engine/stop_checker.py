@@ -1,0 +1,88 @@
+"""When a sequence ends, and which text may be shown before that is certain."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flashlet.serving.engine.request import FinishReason, GenerationRequest
+
+
+class StreamDecoder(Protocol):
+    """Turns the tokens of one sequence into text, whole characters at a time."""
+
+    def push(self, token_id: int) -> str:
+        """Text that this token completes, perhaps empty."""
+
+    def finish(self) -> str:
+        """What is still held back, such as the bytes of half a character."""
+
+
+class StopChecker:
+    """Decodes the answer of one sequence and finds its end.
+
+    A stop string is found by the token that completes it; the text is then cut at the earliest start of
+    such a match (the shortest of several at that place). Text that may become a stop string is held back.
+    A match that is complete before `min_tokens` tokens is ordinary text.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        decoder: StreamDecoder,
+        max_tokens: int,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self._decoder = decoder
+        self._max_tokens = max_tokens
+        self._min_tokens = request.min_tokens
+        self._stop = tuple(sorted(request.stop, key=len))
+        self._longest_stop = max(map(len, request.stop), default=0)
+        self._include_stop = request.include_stop
+        self._requested_ids = frozenset(request.stop_token_ids)
+        self._stop_ids = self._requested_ids.union(() if request.ignore_eos else eos_token_ids)
+        self._held = ""  # the longest end of the text that begins a stop string
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end the sequence, each once, in ascending order."""
+        return tuple(sorted(self._stop_ids))
+
+    def push(self, token_id: int, num_output_tokens: int) -> tuple[str, FinishReason | None]:
+        """Take generated token number `num_output_tokens`, from 1; return the text to show and the end, if any."""
+        reason: FinishReason | None = None
+        text = ""
+        if token_id in self._stop_ids:
+            reason = "stop"
+        elif num_output_tokens >= self._max_tokens:
+            reason = "length"
+        if reason != "stop" or (self._include_stop and token_id in self._requested_ids):
+            text = self._decoder.push(token_id)
+        if reason is not None:
+            text += self._decoder.finish()
+        if not self._stop:
+            return text, reason
+        return self._match(text, reason, num_output_tokens >= self._min_tokens)
+
+    def _match(
+        self, new: str, reason: FinishReason | None, may_stop: bool
+    ) -> tuple[str, FinishReason | None]:
+        """Look for stop strings that end inside the `new` text."""
+        text = self._held + new
+        if may_stop:
+            first = [max(0, len(self._held) - len(stop) + 1) for stop in self._stop]
+            starts = [text.find(stop, index) for stop, index in zip(self._stop, first, strict=True)]
+            matches = [pair for pair in zip(starts, self._stop, strict=True) if pair[0] >= 0]
+            if matches:
+                start, stop = min(matches, key=lambda match: match[0])
+                return text[: start + len(stop) if self._include_stop else start], "stop"
+        shown = len(text) if reason is not None else self._undecided_from(text)
+        self._held = text[shown:]
+        return text[:shown], reason
+
+    def _undecided_from(self, text: str) -> int:
+        """First index from which `text` is the beginning of a stop string, or its length."""
+        for index in range(max(0, len(text) - self._longest_stop + 1), len(text)):
+            tail = text[index:]
+            if any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stop):
+                return index
+        return len(text)

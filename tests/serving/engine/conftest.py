@@ -1,0 +1,225 @@
+"""A toy world for the engine: an executor whose next token depends on every KV slot it reads, and bytes as tokens."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flashlet.model.config import ModelConfig, RopeConfig
+from flashlet.model.sampling import SampleRequest, SamplingParams, TokenLogprobs
+from flashlet.model.step import SequenceSlice, SliceOutput, Step
+from flashlet.serving.engine.config import EngineConfig
+from flashlet.serving.engine.engine import Engine
+from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+from flashlet.serving.errors import RequestError
+
+EOS = 256
+# Few distinct answers make repetitions, stop strings and shared prefixes likely; é has two bytes.
+ALPHABET = [*b"abcdefgh  ", *b"abcdefgh  ", *"é".encode(), EOS]
+
+
+def toy_config(context_length: int) -> ModelConfig:
+    return ModelConfig(
+        architecture="llama",
+        vocab_size=257,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        context_length=context_length,
+        rms_norm_eps=1e-5,
+        rope=RopeConfig(),
+        tie_word_embeddings=True,
+        eos_token_ids=(EOS,),
+    )
+
+
+class ToyExecutor:
+    """Keeps (token, position) in each slot, and hashes what it reads back through the block table.
+
+    A wrong table, a stale block or a token that was never computed changes the output or fails.
+    """
+
+    name = "toy"
+
+    def __init__(self, num_blocks: int = 64, block_size: int = 4, context_length: int = 128) -> None:
+        self.config = toy_config(context_length)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.steps: list[Step] = []
+        self.before_step: Callable[[Step], None] = lambda step: None
+        self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
+
+    def execute(self, step: Step) -> Sequence[SliceOutput]:
+        assert step.slices
+        copies = [dataclasses.replace(piece, block_table=tuple(piece.block_table)) for piece in step.slices]
+        self.steps.append(Step(copies))
+        self.before_step(step)
+        for piece in step.slices:
+            for position, token_id in enumerate(piece.token_ids, piece.start):
+                self._slots[self._slot(piece, position)] = (token_id, position)
+        return [self._output(piece) for piece in step.slices]
+
+    def close(self) -> None:
+        self._slots.clear()
+
+    def _slot(self, piece: SequenceSlice, position: int) -> int:
+        return piece.block_table[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _output(self, piece: SequenceSlice) -> SliceOutput:
+        end = piece.start + len(piece.token_ids)
+        context = []
+        for position in range(end):
+            entry = self._slots[self._slot(piece, position)]
+            assert entry is not None and entry[1] == position, "a slot was never written or is not ours"
+            context.append(entry[0])
+        targets = tuple(
+            self._score(context[: piece.start + i + 1], target, piece.num_top_logprobs)
+            for i, target in enumerate(piece.logprob_targets)
+        )
+        if piece.sample is None:
+            return SliceOutput(target_logprobs=targets)
+        assert piece.sample.position == end
+        token_id = self._choose(context, piece.sample)
+        wanted = piece.sample.params.logprobs
+        logprobs = () if wanted is None else (self._score(context, token_id, wanted),)
+        return SliceOutput((token_id,), logprobs, targets)
+
+    def _choose(self, context: list[int], sample: SampleRequest) -> int:
+        params = sample.params
+        if params.needs_history:
+            assert [*sample.prompt, *sample.output] == context
+        key = (context, params.seed, params.temperature, [*sample.output])
+        choices = [token_id for token_id in ALPHABET if token_id not in sample.suppressed]
+        return choices[_hash(key) % len(choices)]
+
+    def _score(self, context: list[int], token_id: int, num_top: int) -> TokenLogprobs:
+        logprob = -float(_hash((context, token_id)) % 1000)
+        return TokenLogprobs(token_id, logprob, ((token_id, logprob),) * num_top)
+
+
+def _hash(key: object) -> int:
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=6).digest(), "big")
+
+
+class ByteDecoder:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(bytes([token_id])) if token_id < EOS else ""
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    def stream_decoder(self) -> ByteDecoder:
+        return ByteDecoder()
+
+
+@dataclass
+class Answer:
+    """What the client of one request has seen."""
+
+    events: list[TokenEvent] = field(default_factory=list)
+    error: RequestError | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return [event.token_id for event in self.events if event.token_id is not None]
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events)
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.events[-1].finish_reason if self.events else None
+
+    def visible(self) -> list[TokenEvent]:
+        """All that may not depend on other requests."""
+        return [dataclasses.replace(event, num_cached_tokens=0) for event in self.events]
+
+
+def make_engine(executor: ToyExecutor | None = None, **options: Any) -> Engine:
+    return Engine(executor or ToyExecutor(), ByteTokenizer(), EngineConfig(**options))
+
+
+def run(engine: Engine, requests: list[GenerationRequest]) -> list[Answer]:
+    """Run `requests` to their ends, checking the books after each step."""
+    answers = {engine.submit(request): Answer() for request in requests}
+    while engine.has_work:
+        for sequence, event in engine.step():
+            if isinstance(event, TokenEvent):
+                answers[sequence].events.append(event)
+            else:
+                answers[sequence].error = event
+        engine.check_integrity()
+    return [*answers.values()]
+
+
+def run_alone(request: GenerationRequest, longest: int) -> Answer:
+    """The reference: one sequence, a big pool, no cache, the prompt in one chunk."""
+    executor = ToyExecutor(num_blocks=64, context_length=longest)
+    (answer,) = run(make_engine(executor, enable_prefix_cache=False), [request])
+    return answer
+
+
+def random_request(rng: random.Random, prefixes: list[tuple[int, ...]], longest: int) -> GenerationRequest:
+    """A request of at most `longest` tokens, often with a prompt that others share."""
+    prefix = rng.choice([(), *prefixes])
+    prompt = prefix + tuple(rng.choices(b"abcdefgh", k=rng.randint(1, 20)))
+    prompt = prompt[: longest - 1]
+    room = longest - len(prompt)
+    max_tokens = rng.choice([None, 0, rng.randint(1, room), rng.randint(1, room), rng.randint(1, room)])
+    return GenerationRequest(
+        prompt=prompt,
+        sampling=SamplingParams(
+            temperature=rng.choice([0.0, 0.7]),
+            presence_penalty=rng.choice([0.0, 0.0, 0.5]),
+            seed=rng.randint(0, 3),
+            logprobs=rng.choice([None, None, 0, 2]),
+        ),
+        max_tokens=max_tokens,
+        min_tokens=rng.choice([0, 0, rng.randint(0, max_tokens or 0)]),
+        ignore_eos=rng.random() < 0.5,
+        stop=tuple(rng.choice(["ab", "aa", "é", "h c", "abcd"]) for _ in range(rng.randint(0, 2))),
+        stop_token_ids=rng.choice([(), (), (ord("h"),)]),
+        include_stop=rng.random() < 0.3,
+        prompt_logprobs=rng.choice([None, None, None, None, 1]),
+    )
+
+
+@pytest.fixture
+def toy() -> Iterator[SimpleNamespace]:
+    """The names above, and at the end the proof that no engine made here leaked a block."""
+    engines: list[Engine] = []
+
+    def make_and_keep(executor: ToyExecutor | None = None, **options: Any) -> Engine:
+        engines.append(make_engine(executor, **options))
+        return engines[-1]
+
+    yield SimpleNamespace(
+        EOS=EOS,
+        Answer=Answer,
+        ByteDecoder=ByteDecoder,
+        Executor=ToyExecutor,
+        engine=make_and_keep,
+        run=run,
+        run_alone=run_alone,
+        random_request=random_request,
+    )
+    for engine in engines:
+        engine.check_integrity()
+        assert engine.stats().kv_usage == 0.0 or engine.has_work
