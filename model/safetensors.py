@@ -7,6 +7,7 @@ shape and its offsets in the data, which the tensors fill without holes or overl
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 
 from flashlet.model.errors import ModelFormatError, UnsupportedModelError
 
+Shape = tuple[int, ...]
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 8  # with the next one it bounds the size of numbers computed from a hostile header
 MAX_DIMENSION = 1 << 48
+PADDING_PREFIX = "_padding."
 # BF16 has no NumPy type: its bits are kept in a uint16.
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8}
 ITEM_BYTES = {
@@ -93,6 +96,27 @@ class SafetensorsFile:
     def close(self) -> None:
         """Let go of the mapping; it ends when the last array over it does."""
         self._bytes = np.empty(0, np.uint8)
+
+
+def encode_header(
+    layout: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str], alignment: int
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """Length, JSON header and tensor table of a file whose tensors all start at a multiple of `alignment`.
+
+    `layout` gives (dtype, shape) in file order. As the format allows no holes, gaps are filled by U8
+    tensors named with PADDING_PREFIX, which are part of the table.
+    """
+    table: dict[str, TensorInfo] = {}
+    position = 0
+    for name, (dtype, shape) in layout.items():
+        end = position + math.prod(shape) * ITEM_BYTES[dtype]
+        table[name] = TensorInfo(dtype, shape, (position, end))
+        position = end + -end % alignment
+        if position != end:
+            table[f"{PADDING_PREFIX}{len(table)}"] = TensorInfo("U8", (position - end,), (end, position))
+    text = msgspec.json.encode({"__metadata__": dict(metadata), **table})
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text, table
 
 
 def _parse_header(file: str, header: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
