@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,20 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def default_model_path() -> Path:
+    """The default model's GGUF file: $FLASHLET_TEST_MODEL, or the registry's (pulled if need be)."""
+    if chosen := os.environ.get("FLASHLET_TEST_MODEL"):
+        return Path(chosen)
+    from flashlet.model.errors import DownloadError
+    from flashlet.model.registry import resolve
+
+    try:
+        return resolve("smollm2-135m-instruct")
+    except DownloadError as error:
+        pytest.skip(f"the default model cannot be pulled: {error}")
 
 
 def _byte_level_tokenizer() -> Tokenizer:
