@@ -1,0 +1,131 @@
+// The table of kernels that each instruction set provides, and the layouts they share.
+// docs/numerics.md defines every result to the bit; no kernel may differ from it or from another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace flashlet {
+
+inline constexpr int kLanes = 16;         // floats per vector, outputs per panel
+inline constexpr int kGroup = 32;         // inputs that share a weight scale
+inline constexpr int kBlock = 32;         // tokens per KV block
+inline constexpr int kMaxTile = 12;       // rows that one pass over a panel serves
+inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
+
+// One group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16 outputs][2 inputs].
+inline constexpr int kScaleBytes = kLanes * 2;
+inline constexpr int kCellBytes = kScaleBytes + kGroup * kLanes;
+
+constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A weight matrix of int8 groups in panels of 16 outputs; the file that the bytes are mapped from owns them.
+struct PackedMatrix {
+    const uint8_t* cells = nullptr;  // [panels][groups][kCellBytes]
+    const float* bias = nullptr;     // [panels * 16] or null
+    int panels = 0;
+    int groups = 0;
+};
+
+// Rows of activations as 13-bit integers; the order of the integers inside a row is the kernels' own.
+struct QuantizedRows {
+    const int16_t* values;  // [rows][stride]
+    const float* scales;    // [rows]
+    int stride;             // a multiple of kGroup
+};
+
+enum class Epilogue {
+    kStore,     // out = product + bias
+    kAdd,       // out += product + bias (the residual stream)
+    kGatedSilu  // panels alternate gate and up: out[panel / 2] = silu(gate) * up
+};
+
+// One key-value head of one block. int8: K codes [2][head_dim / 2][16 tokens][2], V codes
+// [head_dim / 16][16 token pairs][16][2], K scales [32], V scales [32]. fp16: K [2][head_dim][16 tokens],
+// V [head_dim / 16][32 tokens][16]. head_dim is padded to a multiple of 16.
+enum class KvFormat { kInt8, kFp16 };
+
+constexpr size_t kv_cell_bytes(KvFormat format, int padded_head_dim) {
+    const size_t values = 2 * size_t{kBlock} * static_cast<size_t>(padded_head_dim);
+    return format == KvFormat::kInt8 ? values + 2 * kBlock * sizeof(float) : values * 2;
+}
+
+// Where the KV cells of one layer and head lie.
+struct KvView {
+    uint8_t* base;        // cell of block 0
+    size_t block_stride;  // bytes from one block's cell to the next block's
+    KvFormat format;
+};
+
+// Up to kMaxTile query rows that read the same key-value head of one sequence.
+struct AttentionTile {
+    const int16_t* queries[kMaxTile];  // int8 KV: quantized query heads
+    const float* queries_f32[kMaxTile];  // fp16 KV: the query heads themselves
+    float query_scales[kMaxTile];      // int8 KV: scale times softmax scale; fp16 KV: softmax scale
+    int positions[kMaxTile];           // of each row, so that it sees 0 .. position
+    float* outputs[kMaxTile];          // [head_dim]
+    int rows;
+    int window;  // 0: full attention
+    const int32_t* block_table;
+    int head_dim;
+    KvView kv;
+};
+
+// Scratch of one thread for attention.
+struct AttentionScratch {
+    float* scores;    // [kMaxTile][score_stride]
+    int score_stride;  // a multiple of kBlock, at least the context length
+    float* acc;       // [kMaxTile][padded head_dim]
+};
+
+struct KernelTable {
+    const char* name;
+
+    // y[i] = x[i] / rms(x) * weight[i]; n real values, buffers padded to a multiple of 16 with zeros.
+    void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
+
+    // Quantizes n floats (padded with zeros to n_padded, a multiple of 16); returns the scale.
+    float (*quantize)(const float* x, int n_padded, int16_t* q);
+
+    // Multiplies rows by panels [begin, end). Gated: begin and end are even. out: [rows][out_stride].
+    void (*matmul)(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,
+                   float* out, int out_stride);
+
+    // Rotates one head in place; cos and sin: [head_dim / 2].
+    void (*rope)(float* head, const float* cos, const float* sin, int head_dim);
+
+    // Writes one token's key and value heads into its slot of a KV cell.
+    void (*store_kv)(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key, const float* value);
+
+    void (*attention)(const AttentionTile& tile, const AttentionScratch& scratch);
+
+    // Dequantizes row `row` of a packed matrix.
+    void (*embed)(const PackedMatrix& w, int row, float* out);
+
+    // First index of the largest value, -1 if nothing is above -inf; NaN never wins. n is a multiple of 16.
+    int (*argmax)(const float* x, int n);
+
+    // Sum of exp((x[i] - max) / temperature) in lane order; n is a multiple of 16, padding is -inf.
+    float (*exp_sum)(const float* x, int n, float max, float temperature);
+
+    // argmax(x[i] / temperature + noise(seed, position, i)); -inf is never chosen unless all are.
+    int (*gumbel_argmax)(const float* x, int n, float temperature, uint64_t seed, uint64_t position);
+
+    // Noise of one token.
+    float (*gumbel)(uint64_t seed, uint64_t position, uint32_t token);
+
+    // exp and log over n values (a multiple of 16), for tests and for sampling.
+    void (*exp)(const float* x, int n, float* y);
+    void (*log)(const float* x, int n, float* y);
+
+    // Sum of all bytes read as 64-bit words: touches memory as the products do, for bandwidth measurements.
+    uint64_t (*read)(const uint8_t* data, size_t bytes);
+};
+
+const KernelTable* portable_kernels();
+const KernelTable* avx2_kernels();
+const KernelTable* avxvnni_kernels();
+const KernelTable* avx512_kernels();
+const KernelTable* neon_kernels();
+
+}  // namespace flashlet

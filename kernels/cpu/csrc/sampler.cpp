@@ -1,0 +1,157 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace flashlet {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+bool before(const ScoredToken& a, const ScoredToken& b) {
+    return a.first > b.first || (a.first == b.first && a.second < b.second);
+}
+
+}  // namespace
+
+Sampler::Sampler(const KernelTable& kernels, int vocab_size)
+    : kernels_(kernels),
+      vocab_size_(vocab_size),
+      padded_(round_up(vocab_size, kLanes)),
+      row_(static_cast<size_t>(padded_)),
+      counts_(static_cast<size_t>(vocab_size)) {
+    candidates_.reserve(static_cast<size_t>(vocab_size));
+}
+
+int32_t Sampler::sample(const float* logits, const SampleParams& params) {
+    const bool penalized = params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f ||
+                           params.repetition_penalty != 1.0f;
+    const bool adjusted =
+        penalized || !params.logit_bias.empty() || !params.suppressed.empty() || !params.allowed.empty();
+    const bool greedy = params.temperature == 0.0f;
+    const bool filtered = !greedy && (params.top_k > 0 || params.top_p < 1.0f || params.min_p > 0.0f);
+    if (adjusted || filtered) {
+        std::copy(logits, logits + padded_, row_.begin());
+        logits = row_.data();
+    }
+    if (adjusted) adjust(params);
+    const int32_t best = kernels_.argmax(logits, padded_);
+    if (best < 0 || greedy) return best;
+    if (filtered) filter(params);
+    return kernels_.gumbel_argmax(logits, padded_, params.temperature, params.seed,
+                                  static_cast<uint64_t>(params.position));
+}
+
+void Sampler::adjust(const SampleParams& params) {
+    for (const int32_t token : params.output) ++counts_[static_cast<size_t>(token)];
+    // Each token of the history once: its count is cleared when it has been served.
+    for (const int32_t token : params.output) {
+        int32_t& count = counts_[static_cast<size_t>(token)];
+        if (count == 0) continue;
+        float& x = row_[static_cast<size_t>(token)];
+        if (params.repetition_penalty != 1.0f) {
+            x = x > 0.0f ? x / params.repetition_penalty : x * params.repetition_penalty;
+        }
+        x = x - params.frequency_penalty * static_cast<float>(count) - params.presence_penalty;
+        count = 0;
+    }
+    if (params.repetition_penalty != 1.0f) {
+        for (const int32_t token : params.output) counts_[static_cast<size_t>(token)] = 1;
+        for (const int32_t token : params.prompt) {
+            int32_t& seen = counts_[static_cast<size_t>(token)];
+            if (seen != 0) continue;
+            float& x = row_[static_cast<size_t>(token)];
+            x = x > 0.0f ? x / params.repetition_penalty : x * params.repetition_penalty;
+            seen = 1;
+        }
+        for (const int32_t token : params.output) counts_[static_cast<size_t>(token)] = 0;
+        for (const int32_t token : params.prompt) counts_[static_cast<size_t>(token)] = 0;
+    }
+    for (const auto& [token, bias] : params.logit_bias) row_[static_cast<size_t>(token)] += bias;
+    for (const int32_t token : params.suppressed) row_[static_cast<size_t>(token)] = kNever;
+    if (!params.allowed.empty()) {
+        for (int i = 0; i < vocab_size_; ++i) {
+            if ((params.allowed[static_cast<size_t>(i / 32)] >> (i % 32) & 1u) == 0) row_[static_cast<size_t>(i)] = kNever;
+        }
+    }
+}
+
+std::vector<ScoredToken>& Sampler::candidates_above(const float* x, float threshold) {
+    candidates_.clear();
+    for (int i = 0; i < vocab_size_; ++i) {
+        if (x[i] >= threshold && x[i] > kNever) candidates_.emplace_back(x[i], i);
+    }
+    return candidates_;
+}
+
+// The `count` first tokens in order. Widens a window below the maximum until it holds enough of them.
+std::vector<ScoredToken>& Sampler::largest(const float* x, int count, float step) {
+    const float top = x[std::max(0, kernels_.argmax(x, padded_))];
+    for (float width = step;; width *= 2.0f) {
+        const bool whole = !(top - width > std::numeric_limits<float>::lowest()) || width > 1e6f * step;
+        candidates_above(x, whole ? kNever : top - width);
+        if (whole || candidates_.size() >= static_cast<size_t>(count)) break;
+    }
+    const size_t kept = std::min(candidates_.size(), static_cast<size_t>(count));
+    std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(kept), candidates_.end(),
+                      before);
+    candidates_.resize(kept);
+    return candidates_;
+}
+
+// Keeps in row_ what top_k, top_p and min_p leave; everything else becomes -inf.
+void Sampler::filter(const SampleParams& params) {
+    const float temperature = params.temperature;
+    const float top = row_[static_cast<size_t>(kernels_.argmax(row_.data(), padded_))];
+    const auto weight = [&](float x) { return std::exp((double{x} - top) / temperature); };
+    std::vector<ScoredToken>* kept = nullptr;
+    if (params.top_k > 0 && params.top_k < vocab_size_) {
+        kept = &largest(row_.data(), params.top_k, 8.0f * temperature);
+    }
+    if (params.top_p < 1.0f) {
+        double total = 0.0;
+        if (kept != nullptr) {
+            for (const ScoredToken& c : *kept) total += weight(c.first);
+        } else {
+            total = double{kernels_.exp_sum(row_.data(), padded_, top, temperature)};
+            for (float width = 8.0f * temperature;; width *= 2.0f) {
+                const bool whole = width > 1e6f * temperature;
+                kept = &candidates_above(row_.data(), whole ? kNever : top - width);
+                double mass = 0.0;
+                for (const ScoredToken& c : *kept) mass += weight(c.first);
+                if (whole || mass >= double{params.top_p} * total) break;
+            }
+            std::sort(kept->begin(), kept->end(), before);
+        }
+        double cumulative = 0.0;
+        size_t count = 0;
+        while (count < kept->size() && (count == 0 || cumulative < double{params.top_p} * total)) {
+            cumulative += weight((*kept)[count++].first);
+        }
+        kept->resize(count);
+    }
+    if (kept == nullptr) kept = &candidates_above(row_.data(), kNever);
+    std::fill(row_.begin(), row_.end(), kNever);
+    for (const ScoredToken& c : *kept) {
+        if (weight(c.first) >= double{params.min_p}) row_[static_cast<size_t>(c.second)] = c.first;
+    }
+}
+
+Logprobs Sampler::logprobs(const float* logits, int32_t token, int top) {
+    const float largest_logit = logits[std::max(0, kernels_.argmax(logits, padded_))];
+    const double normalizer =
+        double{largest_logit} + std::log(double{kernels_.exp_sum(logits, padded_, largest_logit, 1.0f)});
+    const auto logprob = [&](float x) { return static_cast<float>(double{x} - normalizer); };
+    Logprobs result;
+    result.token = token;
+    result.logprob = logprob(logits[token]);
+    if (top > 0) {
+        for (const ScoredToken& c : largest(logits, std::min(top, vocab_size_), 8.0f)) {
+            result.top.emplace_back(logprob(c.first), c.second);
+        }
+    }
+    return result;
+}
+
+}  // namespace flashlet

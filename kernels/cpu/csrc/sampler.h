@@ -1,0 +1,62 @@
+// Chooses a token from logits: penalties, bias, masks, filters, Gumbel noise; and reports log-probabilities.
+// model/sampling.py states the order and the ranges.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace flashlet {
+
+using ScoredToken = std::pair<float, int32_t>;  // (value, token id)
+
+struct SampleParams {
+    float temperature = 1.0f;  // 0: greedy
+    int top_k = 0;             // 0: all
+    float top_p = 1.0f;
+    float min_p = 0.0f;
+    float presence_penalty = 0.0f;
+    float frequency_penalty = 0.0f;
+    float repetition_penalty = 1.0f;
+    uint64_t seed = 0;
+    int64_t position = 0;
+    std::vector<std::pair<int32_t, float>> logit_bias;
+    std::vector<int32_t> prompt, output;  // history, only for penalties
+    std::vector<int32_t> suppressed;
+    std::vector<uint32_t> allowed;  // bitmap; empty: all tokens
+    int logprobs = -1;              // -1: none
+};
+
+struct Logprobs {
+    int32_t token = -1;
+    float logprob = 0.0f;
+    std::vector<ScoredToken> top;  // (log-probability, id), best first, ties by lower id
+};
+
+// One per thread: holds the scratch row.
+class Sampler {
+  public:
+    Sampler(const KernelTable& kernels, int vocab_size);
+
+    // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is possible
+    // (everything masked, or NaN).
+    int32_t sample(const float* logits, const SampleParams& params);
+
+    Logprobs logprobs(const float* logits, int32_t token, int top);
+
+  private:
+    void adjust(const SampleParams& params);
+    void filter(const SampleParams& params);
+    std::vector<ScoredToken>& candidates_above(const float* x, float threshold);
+    std::vector<ScoredToken>& largest(const float* x, int count, float step);
+
+    const KernelTable& kernels_;
+    const int vocab_size_, padded_;
+    std::vector<float> row_;
+    std::vector<int32_t> counts_;
+    std::vector<ScoredToken> candidates_;
+};
+
+}  // namespace flashlet

@@ -1,0 +1,122 @@
+"""The native executor: C++ owns weights, KV pool, threads and sampler; no torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashlet.kernels.cpu import BLOCK_SIZE, NativeModel, block_bytes
+from flashlet.model.config import ModelConfig
+from flashlet.model.errors import OutOfMemoryError
+from flashlet.model.executor import ExecutorOptions
+from flashlet.model.rope import rope_tables
+from flashlet.model.sampling import TokenLogprobs
+from flashlet.model.step import SliceOutput, Step
+from flashlet.model.threads import physical_cores
+from flashlet.model.weight_cache import load_int8
+
+
+class NativeExecutor:
+    """Runs int8 weights on the CPU; see docs/numerics.md for what it computes."""
+
+    def __init__(self, path: Path, options: ExecutorOptions, isa: str = "") -> None:
+        weights = load_int8(path)
+        self._start(weights.config, weights.arrays, options, isa)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        config: ModelConfig,
+        arrays: Mapping[str, NDArray[Any]],
+        options: ExecutorOptions,
+        isa: str = "",
+    ) -> NativeExecutor:
+        """Build from packed arrays as docs/weight-cache.md names them; `isa` "" takes the best one."""
+        executor = cls.__new__(cls)
+        executor._start(config, arrays, options, isa)
+        return executor
+
+    def _start(
+        self, config: ModelConfig, arrays: Mapping[str, NDArray[Any]], options: ExecutorOptions, isa: str
+    ) -> None:
+        self._config = config
+        per_block = block_bytes(config, options.kv_dtype)
+        self._num_blocks = options.kv_cache_bytes // per_block
+        if self._num_blocks < 2:
+            raise OutOfMemoryError(
+                f"KV cache: expected at least {2 * per_block} bytes for two blocks, got {options.kv_cache_bytes}"
+            )
+        cos, sin = rope_tables(config, config.context_length)
+        try:
+            self._model = NativeModel(
+                config,
+                {**arrays, "rope_cos": cos, "rope_sin": sin},
+                options.kv_dtype,
+                self._num_blocks,
+                options.max_step_tokens,
+                options.max_sequences,
+                options.threads or physical_cores(),
+                isa,
+            )
+        except MemoryError:
+            size = self._num_blocks * per_block
+            raise OutOfMemoryError(f"KV cache: {size} bytes could not be allocated") from None
+        self._name = f"native int8 ({self._model.isa}, {self._model.threads} threads, {options.kv_dtype} KV)"
+
+    @property
+    def config(self) -> ModelConfig:
+        """Shape of the model that runs."""
+        return self._config
+
+    @property
+    def name(self) -> str:
+        """Implementation, instruction set, threads and KV format."""
+        return self._name
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+        return int(BLOCK_SIZE)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the KV pool."""
+        return self._num_blocks
+
+    @property
+    def native(self) -> NativeModel:
+        """The C++ model, for measurements."""
+        return self._model
+
+    def execute(self, step: Step) -> Sequence[SliceOutput]:
+        """Run one ragged step; outputs are parallel to `step.slices`.
+
+        Raises FloatingPointError where no token is possible: NaN logits, or a mask without tokens.
+        """
+        return [self._output(*item) for item in self._model.step(step.slices)]
+
+    def logits(self, step: Step) -> NDArray[np.float32]:
+        """Run the step and return its logits [rows that are sampled or scored, vocab_size]."""
+        return self._model.logits(step.slices)
+
+    def close(self) -> None:
+        """Free threads and memory. Calling it twice is harmless."""
+        self._model.close()
+
+    @staticmethod
+    def _output(
+        token: int | None,
+        logprobs: tuple[int, float, tuple[tuple[int, float], ...]] | None,
+        targets: Sequence[tuple[int, float, tuple[tuple[int, float], ...]]],
+    ) -> SliceOutput:
+        if token is not None and token < 0:
+            raise FloatingPointError("the model's logits are not numbers, or a mask left no token")
+        return SliceOutput(
+            () if token is None else (token,),
+            () if logprobs is None else (TokenLogprobs(*logprobs),),
+            tuple(TokenLogprobs(*target) for target in targets),
+        )
