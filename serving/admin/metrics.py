@@ -1,0 +1,126 @@
+"""Prometheus metrics. Names follow vLLM's with the prefix `flashlet:`.
+
+Requests are counted here in plain lists, because the token loop of a stream cannot afford more;
+prometheus_client comes in when somebody scrapes.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from flashlet.serving.engine.request_stream import RequestStream
+    from flashlet.serving.engine.stats import EngineStats
+
+PREFIX = "flashlet:"
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
+GAUGES = {
+    "num_requests_running": ("running", "Sequences in the running batch."),
+    "num_requests_waiting": ("waiting", "Sequences in the queue."),
+    "kv_cache_usage_perc": ("kv_usage", "Share of the KV pool held by running sequences, 0 to 1."),
+}
+COUNTERS = {
+    "prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
+    "prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the prefix cache."),
+    "prompt_tokens": ("prompt_tokens", "Prompt tokens computed."),
+    "generation_tokens": ("generation_tokens", "Tokens generated."),
+    "num_preemptions": ("preemptions", "Sequences sent back to the queue because blocks ran out."),
+}
+
+
+class Histogram:
+    """Counts of observations per bucket, and their sum."""
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+        self.name = name
+        self.documentation = documentation
+        self.bounds = bounds  # upper bounds, included; one more bucket takes the rest
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one observation, in seconds."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Prometheus buckets: (upper bound, observations up to it)."""
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        return buckets
+
+
+class Metrics:
+    """What one server has seen. Written on the event loop's thread."""
+
+    def __init__(self) -> None:
+        self.time_to_first_token = Histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", REQUEST_SECONDS
+        )
+        self.inter_token_latency = Histogram(
+            "inter_token_latency_seconds", "Between two tokens of one sequence.", TOKEN_SECONDS
+        )
+        self.request_latency = Histogram(
+            "e2e_request_latency_seconds", "From arrival to the last token.", REQUEST_SECONDS
+        )
+        self.queue_time = Histogram(
+            "request_queue_time_seconds", "From arrival to the first step.", REQUEST_SECONDS
+        )
+        self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
+
+    def sequence_ended(self, stream: RequestStream, reason: str) -> None:
+        """Count a sequence; `reason` is its finish reason, or abort (the client left), or error."""
+        times = stream.metrics
+        self.finished[reason] += 1
+        self.request_latency.observe(time.perf_counter() - times.arrival)
+        if times.first_scheduled is not None:
+            self.queue_time.observe(times.first_scheduled - times.arrival)
+        if times.first_token is not None:
+            self.time_to_first_token.observe(times.first_token - times.arrival)
+
+    def families(self, stats: EngineStats | None) -> Iterator[Metric]:
+        """All metrics; those of the engine only once there is one."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for histogram in (
+            self.time_to_first_token, self.inter_token_latency, self.request_latency, self.queue_time
+        ):  # fmt: skip
+            yield HistogramMetricFamily(
+                PREFIX + histogram.name, histogram.documentation, histogram.cumulative(), histogram.sum
+            )
+        finished = CounterMetricFamily(
+            PREFIX + "request_success", "Sequences that ended, by reason.", labels=["finished_reason"]
+        )
+        for reason, count in self.finished.items():
+            finished.add_metric([reason], count)
+        yield finished
+        if stats is not None:
+            for name, (attribute, documentation) in GAUGES.items():
+                yield GaugeMetricFamily(PREFIX + name, documentation, getattr(stats, attribute))
+            for name, (attribute, documentation) in COUNTERS.items():
+                yield CounterMetricFamily(PREFIX + name, documentation, getattr(stats, attribute))
+
+    def render(self, stats: EngineStats | None) -> bytes:
+        """The Prometheus text format."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.registry import Collector
+
+        metrics = self
+
+        class Snapshot(Collector):
+            def collect(self) -> Iterator[Metric]:
+                return metrics.families(stats)
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(Snapshot())
+        return generate_latest(registry)

@@ -1,0 +1,49 @@
+"""The HTTP application: endpoints, error handling and middleware put together."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from flashlet.serving.api.chat import chat_router
+from flashlet.serving.api.completions import completions_router
+from flashlet.serving.api.errors import TABLE, error_response
+from flashlet.serving.api.health import health_router
+from flashlet.serving.api.middleware import ApiKeys, RequestIds
+from flashlet.serving.api.models import models_router
+from flashlet.serving.api.service import Service
+from flashlet.serving.api.tokens import tokens_router
+
+
+def build_app(service: Service) -> ASGIApp:
+    """The whole application for one service."""
+    api = FastAPI(title="flashlet", version=version("flashlet"), redoc_url=None)
+    for router in (chat_router, completions_router, models_router, tokens_router, health_router):
+        api.include_router(router(service))
+    for exception in (*TABLE, HTTPException, RequestValidationError):
+        api.add_exception_handler(exception, _answer_error)
+    app: ASGIApp = api
+    if service.config.api_keys:
+        app = ApiKeys(app, service.config.api_keys)
+    if service.config.cors_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app = CORSMiddleware(
+            app,
+            allow_origins=service.config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    return RequestIds(app)
+
+
+async def _answer_error(request: Request, exc: Exception) -> Response:
+    if isinstance(exc, HTTPException) and exc.status_code in {404, 405}:
+        what = "path" if exc.status_code == 404 else "method for this path"
+        exc.detail = f"no such {what}: {request.method} {request.url.path[:200]}"
+    return error_response(exc)

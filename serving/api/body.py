@@ -1,0 +1,86 @@
+"""Request bodies: read within limits of size and time, decoded as strict JSON whatever the content type."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pydantic_core
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from flashlet.serving.api.errors import BodyTimeoutError, BodyTooLargeError
+from flashlet.serving.errors import InvalidRequestError
+
+BODY_TIMEOUT = 30.0  # seconds for the whole body
+MAX_FIELDS = 256  # of the outermost object
+
+
+class JSONRequest(Request):
+    """A request whose body is JSON."""
+
+    _decoded: Any
+
+    async def load(self, max_bytes: int) -> None:
+        """Read and decode the body.
+
+        Raises:
+            BodyTooLargeError: announced or actual size over `max_bytes`; the rest is not kept.
+            BodyTimeoutError: the client stalls.
+            InvalidRequestError: not JSON; jiter refuses NaN, invalid UTF-8 and nesting over 200 levels.
+        """
+        length = self.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > max_bytes:
+            raise BodyTooLargeError(f"body: expected at most {max_bytes} bytes, got {length}")
+        try:
+            self._body = await asyncio.wait_for(self._read(max_bytes), BODY_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT:.0f} seconds") from None
+        self._decoded = decode_json(self._body)
+
+    async def _read(self, max_bytes: int) -> bytes:
+        body = bytearray()
+        async for part in self.stream():
+            body += part
+            if len(body) > max_bytes:
+                raise BodyTooLargeError(f"body: expected at most {max_bytes} bytes, got more")
+        return bytes(body)
+
+    async def json(self) -> Any:
+        """The decoded body; FastAPI validates it."""
+        return self._decoded
+
+
+def decode_json(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object. Raises InvalidRequestError otherwise."""
+    try:
+        value = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as exc:
+        raise InvalidRequestError(f"body: expected JSON: {exc}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequestError("body: expected a JSON object", code="invalid_json")
+    if len(value) > MAX_FIELDS:
+        raise InvalidRequestError(f"body: expected at most {MAX_FIELDS} fields, got {len(value)}")
+    return value
+
+
+def json_route(max_bytes: int) -> type[APIRoute]:
+    """Route class whose requests are JSON of at most `max_bytes`, with any content type."""
+
+    class JSONRoute(APIRoute):
+        """Loads the body before FastAPI asks for it."""
+
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                headers = [item for item in request.scope["headers"] if item[0] != b"content-type"]
+                request.scope["headers"] = [*headers, (b"content-type", b"application/json")]
+                json_request = JSONRequest(request.scope, request.receive)
+                await json_request.load(max_bytes)
+                return await handler(json_request)
+
+            return handle
+
+    return JSONRoute

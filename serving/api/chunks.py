@@ -1,0 +1,57 @@
+"""Encoding of streamed chunks: what never changes is encoded once per request."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import msgspec
+
+from flashlet.serving.api.generation import Generation
+from flashlet.serving.api.schema.sampling import SamplingFields
+from flashlet.serving.api.service import LoadedModel, Service
+
+encode_json = msgspec.json.Encoder().encode
+
+
+def answer_head(
+    kind: str, prefix: str, fields: SamplingFields, service: Service, model: LoadedModel
+) -> dict[str, Any]:
+    """The fields that open every answer and chunk of one request."""
+    return {
+        "id": prefix + secrets.token_hex(12),
+        "object": kind,
+        "created": int(time.time()),
+        "model": fields.model or service.config.model_names[0],
+        "system_fingerprint": model.fingerprint,
+    }
+
+
+class ChunkWriter:
+    """Turns what a token adds into one `data:` event."""
+
+    def __init__(self, head: dict[str, Any], fields: SamplingFields, generation: Generation) -> None:
+        options = fields.stream_options
+        self._generation = generation
+        self._include_usage = bool(options and options.include_usage)
+        self._continuous_usage = bool(options and options.continuous_usage_stats)
+        self._head = b"data: " + encode_json(head)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
+
+    def chunk(
+        self, index: int, payload: bytes, logprobs: bytes = b"null", finish: str | None = None
+    ) -> bytes:
+        """One event. `payload` is the choice's own field, encoded: `"delta":{...}` or `"text":"..."`."""
+        reason = b'"%b"' % finish.encode() if finish else b"null"
+        tail = self._usage_tail() if self._continuous_usage else self._tail
+        return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}%b' % (
+            self._head, index, payload, logprobs, reason, tail
+        )  # fmt: skip
+
+    def ending(self) -> bytes:
+        """What follows the last choice's end: the usage chunk if it was asked for, or nothing."""
+        return self._head + self._usage_tail() if self._include_usage else b""
+
+    def _usage_tail(self) -> bytes:
+        return b'],"usage":%b}\n\n' % encode_json(self._generation.usage())

@@ -1,0 +1,19 @@
+"""What the server may be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where to listen, under which names to serve, and the limits of one request."""
+
+    model_names: tuple[str, ...]  # at least one; the first is the default and the one that answers report
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    api_keys: tuple[str, ...] = ()  # empty: no key is asked for
+    cors_origins: tuple[str, ...] = ()  # empty: no CORS headers; "*" allows any
+    drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
+    max_body_bytes: int = 8 << 20
+    log_level: str = "warning"  # of uvicorn

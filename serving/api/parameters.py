@@ -1,0 +1,76 @@
+"""From a validated body to what the engine runs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from flashlet.model.sampling import SamplingParams
+from flashlet.serving.api.schema.sampling import SamplingFields
+from flashlet.serving.engine.request import GenerationRequest
+from flashlet.serving.errors import InvalidRequestError
+
+GREEDY_BELOW = 1e-5  # so low a temperature is greedy, and dividing by it could overflow
+_SEED_MASK = 2**64 - 1
+
+
+def generation_requests(
+    fields: SamplingFields,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    max_sequences: int,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> list[GenerationRequest]:
+    """One request per prompt and choice, in the order of their `index`.
+
+    Choice i of every prompt uses seed + i, so that a prompt's answers do not depend on its batch.
+
+    The engine checks what depends on the model. Raises InvalidRequestError for what does not.
+    """
+    if len(prompts) * fields.num_choices > max_sequences:
+        raise InvalidRequestError(
+            f"n: expected at most {max_sequences} sequences (prompts x n) per request, "
+            f"got {len(prompts)} x {fields.num_choices}",
+            "n",
+        )
+    if fields.stream_options is not None and not fields.stream:
+        raise InvalidRequestError("stream_options: only allowed where stream is true", "stream_options")
+    seed = secrets.randbits(64) if fields.seed is None else fields.seed
+    sampling = [
+        _sampling_params(fields, logprobs, (seed + choice) & _SEED_MASK)
+        for choice in range(fields.num_choices)
+    ]
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            sampling=params,
+            max_tokens=max_tokens,
+            min_tokens=fields.min_tokens or 0,
+            ignore_eos=bool(fields.ignore_eos),
+            stop=fields.stop_strings,
+            stop_token_ids=tuple(fields.stop_token_ids or ()),
+            include_stop=bool(fields.include_stop_str_in_output),
+            prompt_logprobs=prompt_logprobs,
+        )
+        for prompt in prompts
+        for params in sampling
+    ]
+
+
+def _sampling_params(fields: SamplingFields, logprobs: int | None, seed: int) -> SamplingParams:
+    bias = {int(token): value for token, value in (fields.logit_bias or {}).items()}
+    temperature = 1.0 if fields.temperature is None else fields.temperature
+    return SamplingParams(
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        top_k=max(0, fields.top_k or 0),
+        top_p=1.0 if fields.top_p is None else fields.top_p,
+        min_p=fields.min_p or 0.0,
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if fields.repetition_penalty is None else fields.repetition_penalty,
+        logit_bias=tuple(sorted(bias.items())),
+        seed=seed,
+        logprobs=logprobs,
+    )

@@ -1,0 +1,72 @@
+"""From text, messages or token ids to prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from flashlet.serving.api.schema.chat import ChatRequest, Message
+from flashlet.serving.api.service import LoadedModel
+from flashlet.serving.errors import InvalidRequestError
+
+INLINE_CHARACTERS = 16_000  # longer texts are tokenized in a thread, off the event loop
+
+
+async def encode(model: LoadedModel, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+    """Token ids of `text`."""
+    if len(text) <= INLINE_CHARACTERS:
+        return tuple(model.tokenizer.encode(text, add_special_tokens))
+    return tuple(await asyncio.to_thread(model.tokenizer.encode, text, add_special_tokens))
+
+
+async def plain_prompt(
+    model: LoadedModel, prompt: str | Sequence[int], add_special_tokens: bool | None
+) -> tuple[int, ...]:
+    """Prompt of a legacy completion; ids are used as they are."""
+    if isinstance(prompt, str):
+        return await encode(model, prompt, add_special_tokens is not False)
+    return tuple(prompt)
+
+
+async def chat_prompt(model: LoadedModel, request: ChatRequest) -> tuple[int, ...]:
+    """Prompt of a conversation, through the model's chat template.
+
+    Raises:
+        InvalidRequestError: no template, or options that contradict each other.
+        ChatTemplateError: the template refuses the messages.
+    """
+    if model.chat_template is None:
+        raise InvalidRequestError(
+            f"messages: the model '{model.name}' has no chat template; use /v1/completions", "messages"
+        )
+    resume = bool(request.continue_final_message)
+    if resume and request.add_generation_prompt:
+        raise InvalidRequestError(
+            "continue_final_message: expected false where add_generation_prompt is true",
+            "continue_final_message",
+        )
+    if resume and request.messages[-1].role != "assistant":
+        raise InvalidRequestError(
+            "continue_final_message: expected the last message to be the assistant's, "
+            f"got role '{request.messages[-1].role}'",
+            "continue_final_message",
+        )
+    text = model.chat_template.render(
+        [template_message(message) for message in request.messages],
+        add_generation_prompt=not resume and request.add_generation_prompt is not False,
+        continue_final_message=resume,
+        extra=request.chat_template_kwargs,
+    )
+    return await encode(model, text, bool(request.add_special_tokens))
+
+
+def template_message(message: Message) -> dict[str, Any]:
+    """A message as chat templates expect it: only the fields that were given, content as one string."""
+    role = "system" if message.role == "developer" else message.role
+    fields = {"role": role, "content": message.text}
+    if message.name is not None:
+        fields["name"] = message.name
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
+    return fields

@@ -1,0 +1,106 @@
+"""Request fields that chat and legacy completions share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from flashlet.serving.api.schema.base import TokenIds, Unsupported, WireModel, kind_of
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 20
+
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
+Stop = Annotated[
+    Annotated[StopString, Tag("string")] | Annotated[StopStrings, Tag("strings")],
+    Discriminator(
+        lambda value: kind_of(value, {str: "string", list: "strings"}),
+        custom_error_type="stop_type",
+        custom_error_message="Input should be a string or a list of strings",
+    ),
+]
+
+
+class TextFormat(WireModel):
+    """The only response format that is built."""
+
+    type: Literal["text"]
+
+
+class StreamOptions(WireModel):
+    """Extras of a streamed answer."""
+
+    include_usage: bool | None = Field(
+        None, description="End with a chunk that carries `usage` and no choice."
+    )
+    continuous_usage_stats: bool | None = Field(None, description="`usage` so far in every chunk.")
+    include_obfuscation: bool | None = Field(None, description="Accepted, without effect.")
+
+
+class SamplingFields(WireModel):
+    """How tokens are chosen and when an answer ends, and the fields that mean nothing here."""
+
+    model: str | None = Field(None, description="A served model; the default one if omitted.")
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1, description="0 or -1: all tokens.")] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+                Annotated[float, Field(ge=-100, le=100)],
+            ],
+            Field(
+                max_length=MAX_LOGIT_BIAS, description="Token id, as a string, to what is added to its logit."
+            ),
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=128)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    add_special_tokens: bool | None = Field(
+        None, description="Let the tokenizer add its own, such as BOS. Default: only for plain text prompts."
+    )
+
+    user: str | None = Field(None, description="Accepted, without effect.")
+    metadata: dict[str, Any] | None = Field(None, description="Accepted, without effect.")
+    store: bool | None = Field(None, description="Accepted, without effect.")
+    service_tier: str | None = Field(None, description="Accepted, without effect.")
+    prompt_cache_key: str | None = Field(None, description="Accepted, without effect.")
+    prompt_cache_retention: str | None = Field(None, description="Accepted, without effect.")
+    safety_identifier: str | None = Field(None, description="Accepted, without effect.")
+    verbosity: str | None = Field(None, description="Accepted, without effect.")
+
+    response_format: TextFormat | None = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
+    prompt_logprobs: Unsupported = None
+    truncate_prompt_tokens: Unsupported = None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def num_choices(self) -> int:
+        """Answers per prompt."""
+        return self.n or 1
