@@ -119,13 +119,11 @@ class _ConfigReader:
 
     def _rope(self, frequency_factors: NDArray[np.float32] | None) -> RopeConfig:
         theta = self._optional("rope.freq_base", float, DEFAULT_THETA)
-        kind = self._optional("rope.scaling.type", str, "none")
         factors = () if frequency_factors is None else tuple(float(factor) for factor in frequency_factors)
         # The older key for linear scaling has no type beside it.
         factor = self._optional("rope.scaling.factor", float, self._optional("rope.scale_linear", float, 1.0))
-        if kind == "linear" or (
-            kind == "none" and "rope.scaling.type" not in self._metadata and factor != 1.0
-        ):
+        kind = self._optional("rope.scaling.type", str, "none" if factor == 1.0 else "linear")
+        if kind == "linear":
             return RopeConfig(theta=theta, scaling="linear", factor=factor, frequency_factors=factors)
         if kind == "none":
             return RopeConfig(theta=theta, frequency_factors=factors)

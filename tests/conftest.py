@@ -57,7 +57,7 @@ def default_model_path() -> Path:
     from flashlet.model.registry import resolve
 
     try:
-        return resolve("smollm2-135m-instruct")
+        return resolve("smollm2-135m-instruct", pull_missing=True)
     except DownloadError as error:
         pytest.skip(f"the default model cannot be pulled: {error}")
 
