@@ -56,9 +56,11 @@ class Tokenizer:
     ) -> None:
         """`byte_fallback`: SentencePiece tokens (U+2581, <0x0A>) instead of the GPT-2 byte alphabet."""
         self.vocab_size = vocab_size
-        self.bos_token, self.bos_token_id = bos or (None, None)
+        self.bos_token = bos[0] if bos else None
+        self.bos_token_id = bos[1] if bos else None
         self.eos_token = eos[0] if eos else None
-        self.pad_token, self.pad_token_id = pad or (None, None)
+        self.pad_token = pad[0] if pad else None
+        self.pad_token_id = pad[1] if pad else None
         self.eos_token_ids = eos_token_ids  # every id that ends an answer, the main one first
         self.chat_template = chat_template  # Jinja source
         added = backend.get_added_tokens_decoder()

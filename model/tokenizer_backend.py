@@ -56,7 +56,7 @@ def sentencepiece_bpe(
 
 
 def add_tokens(backend: Backend, special: Sequence[str], plain: Sequence[str]) -> None:
-    """Make `special` and `plain` tokens match verbatim in the text; only `special` ones vanish when decoding."""
+    """Match `special` and `plain` tokens verbatim in the text; decoding can skip `special` ones."""
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
 

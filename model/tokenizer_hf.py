@@ -125,7 +125,8 @@ def _named_token(backend: Backend, config: Mapping[str, Any], name: str) -> tupl
     if not config.get(name):
         return None
     text = _text(config[name])
-    return text, backend.token_to_id(text)
+    index = backend.token_to_id(text)
+    return None if index is None else (text, index)
 
 
 def _end_ids(folder: Path, eos: tuple[str, int] | None) -> tuple[int, ...]:
@@ -138,7 +139,7 @@ def _end_ids(folder: Path, eos: tuple[str, int] | None) -> tuple[int, ...]:
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Source in chat_template.jinja, else in the configuration: one text, or several of which one is default."""
+    """Source in chat_template.jinja, else in the configuration: one text, or the default of several."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text("utf-8")
@@ -149,7 +150,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _decoding(folder: Path, backend: Backend) -> tuple[bool, bool]:
-    """(SentencePiece instead of byte-level tokens, a leading space is taken off), from the decoder's steps."""
+    """(SentencePiece, not byte-level tokens; whether a leading space comes off), from the decoder's steps."""
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {"type": "none"}
     steps = {step["type"]: step for step in decoder.get("decoders", [decoder])}
     if "ByteLevel" in steps:
