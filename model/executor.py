@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, Protocol
 
 from flashlet.model.config import ModelConfig
+from flashlet.model.errors import MissingExtraError, UnsupportedModelError
 from flashlet.model.step import SliceOutput, Step
 
 Backend = Literal["auto", "native", "torch"]
@@ -55,3 +59,29 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free threads and memory. Calling it twice is harmless."""
+
+
+def create_executor(path: Path, options: ExecutorOptions) -> Executor:
+    """Load the model at `path` into the executor that `options` asks for.
+
+    Backend auto is native for int8 weights on the CPU if this build has it, else torch. Raises
+    UnsupportedModelError for combinations that do not exist, MissingExtraError without torch, and what
+    loading the weights raises.
+    """
+    native_fits = options.weights == "int8" and options.kv_dtype != "fp32" and options.device == "cpu"
+    has_native = find_spec("flashlet.model.executor_native") is not None
+    if options.backend == "native" and not (native_fits and has_native):
+        raise UnsupportedModelError(
+            "the native backend runs int8 weights with int8 or fp16 KV on the CPU, got "
+            f"{options.weights} weights with {options.kv_dtype} KV on {options.device}"
+            if has_native
+            else "this build of flashlet has no native backend; use auto or torch"
+        )
+    if options.backend != "torch" and native_fits and has_native:
+        native: Executor = import_module("flashlet.model.executor_native").NativeExecutor(path, options)
+        return native
+    if find_spec("torch") is None:
+        raise MissingExtraError("the torch backend needs torch: pip install 'flashlet[torch]'")
+    from flashlet.model.executor_torch import TorchExecutor
+
+    return TorchExecutor(path, options)

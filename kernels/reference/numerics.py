@@ -35,7 +35,9 @@ def _fma(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
     product = b * a
     total = product + c
     if _has_midpoint(total):
-        total = _round_to_odd(product, torch.as_tensor(c, dtype=torch.float64), total)
+        at = (total.view(torch.int64) << _COMMON_BITS) == _MIDPOINT
+        addend = torch.as_tensor(c, dtype=torch.float64).expand_as(total)
+        total[at] = _round_to_odd(product.expand_as(total)[at], addend[at], total[at])
     return total.float().double()
 
 

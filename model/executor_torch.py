@@ -1,0 +1,178 @@
+"""The torch executor: reference of the int8 path on the CPU, and the plain path for fp32 and CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flashlet.kernels.reference import BLOCK_SIZE
+from flashlet.model.arithmetic import ExactArithmetic, FloatArithmetic
+from flashlet.model.config import ModelConfig
+from flashlet.model.errors import OutOfMemoryError, UnsupportedModelError
+from flashlet.model.executor import ExecutorOptions
+from flashlet.model.kv_pool import KvPool
+from flashlet.model.sampler import sample, token_logprobs
+from flashlet.model.sampling import TokenLogprobs
+from flashlet.model.step import SequenceSlice, SliceOutput, Step
+from flashlet.model.transformer import Segment, Transformer, TransformerWeights
+from flashlet.model.transformer_weights import fp32_weights, int8_weights
+from flashlet.model.weight_cache import load_int8
+from flashlet.model.weights import open_weights
+
+_HEAD_ROWS = 64  # rows of logits at a time
+
+
+class LogitsRow(NamedTuple):
+    """Logits that follow one token of the step."""
+
+    slice_index: int
+    token_index: int  # within the slice
+    logits: NDArray[np.float32]  # [vocab]
+
+
+class TorchExecutor:
+    """Executor in plain torch.
+
+    With int8 weights on the CPU it follows docs/numerics.md, so results are bit-exact whatever else is in
+    the step. With fp32 weights, or on CUDA, torch's own kernels run, which guarantee rounding-level agreement only.
+    """
+
+    block_size = BLOCK_SIZE
+
+    def __init__(self, path: Path, options: ExecutorOptions) -> None:
+        """Load the model at `path`.
+
+        Raises UnsupportedModelError for options that do not go together, OutOfMemoryError if weights or KV
+        pool do not fit, and what opening the weights raises.
+        """
+        device = _checked_device(options)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        try:
+            weights = _load(path, options, device)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise OutOfMemoryError(f"{path}: the weights do not fit in the memory of {device}") from error
+        self._prepare(weights, options)
+
+    @classmethod
+    def from_weights(cls, weights: TransformerWeights, options: ExecutorOptions) -> TorchExecutor:
+        """An executor over weights in memory, stored as `options.weights` says."""
+        _checked_device(options)
+        executor = cls.__new__(cls)
+        executor._prepare(weights, options)
+        return executor
+
+    def _prepare(self, weights: TransformerWeights, options: ExecutorOptions) -> None:
+        device = weights.final_norm.device
+        self.config: ModelConfig = weights.config
+        self.name = f"torch {options.weights} kv-{options.kv_dtype} {device}"
+        self._options = options
+        pool = KvPool(self.config, options.kv_dtype, options.kv_cache_bytes, device)
+        self.num_blocks = pool.num_blocks
+        exact = options.weights == "int8" and device.type == "cpu"
+        arithmetic = ExactArithmetic() if exact else FloatArithmetic()
+        self._model: Transformer | None = Transformer(weights, arithmetic, pool)
+
+    def execute(self, step: Step) -> Sequence[SliceOutput]:
+        """Run one ragged step; see Executor. Raises ValueError if the step breaks the executor's limits."""
+        chosen: list[list[int]] = [[] for _ in step.slices]
+        logprobs: list[list[TokenLogprobs]] = [[] for _ in step.slices]
+        targets: list[list[TokenLogprobs]] = [[] for _ in step.slices]
+        for index, token_index, logits in self.forward(step):
+            item = step.slices[index]
+            if token_index < len(item.logprob_targets):
+                target = item.logprob_targets[token_index]
+                targets[index].append(token_logprobs(logits, target, item.num_top_logprobs))
+            if item.sample is not None and token_index == len(item.token_ids) - 1:
+                token_id = sample(logits, item.sample)
+                chosen[index].append(token_id)
+                if item.sample.params.logprobs is not None:
+                    logprobs[index].append(token_logprobs(logits, token_id, item.sample.params.logprobs))
+        return [
+            SliceOutput(tuple(ids), tuple(probs), tuple(scores))
+            for ids, probs, scores in zip(chosen, logprobs, targets, strict=True)
+        ]
+
+    def forward(self, step: Step) -> Iterator[LogitsRow]:
+        """Run the step and yield the logits it needs, slice by slice in token order."""
+        self._check(step)
+        if self._model is None:
+            raise RuntimeError("the executor is closed")
+        if not step.slices:
+            return
+        tokens = [token_id for item in step.slices for token_id in item.token_ids]
+        hidden = self._model.forward(tokens, [_segment(item) for item in step.slices])
+        needed = list(_needed_rows(step))
+        for first in range(0, len(needed), _HEAD_ROWS):
+            part = needed[first : first + _HEAD_ROWS]
+            logits = self._model.logits(hidden[[row for row, _, _ in part]]).cpu().numpy()
+            for (_, index, token_index), values in zip(part, logits, strict=True):
+                yield LogitsRow(index, token_index, values)
+
+    def close(self) -> None:
+        """Free weights and KV pool."""
+        self._model = None
+
+    def _check(self, step: Step) -> None:
+        limits = self._options
+        if step.num_tokens > limits.max_step_tokens or len(step.slices) > limits.max_sequences:
+            raise ValueError(
+                f"step: expected at most {limits.max_step_tokens} tokens in {limits.max_sequences} sequences, "
+                f"got {step.num_tokens} in {len(step.slices)}"
+            )
+        for item in step.slices:
+            length, room = item.start + len(item.token_ids), len(item.block_table) * BLOCK_SIZE
+            if not item.token_ids or length > min(room, self.config.context_length):
+                raise ValueError(
+                    f"slice: expected 1 token or more, ending within {room} slots and the context of "
+                    f"{self.config.context_length}, got {len(item.token_ids)} from position {item.start}"
+                )
+            if len(item.logprob_targets) > len(item.token_ids):
+                raise ValueError("slice: more logprob targets than tokens")
+
+
+def _load(path: Path, options: ExecutorOptions, device: torch.device) -> TransformerWeights:
+    if options.weights == "int8":
+        cached = load_int8(path)
+        return int8_weights(cached.config, cached.arrays, device)
+    source = open_weights(path)
+    try:
+        return fp32_weights(source, device)
+    finally:
+        source.close()
+
+
+def _segment(item: SequenceSlice) -> Segment:
+    blocks = -(-(item.start + len(item.token_ids)) // BLOCK_SIZE)
+    return Segment(len(item.token_ids), item.start, torch.tensor(item.block_table[:blocks]))
+
+
+def _needed_rows(step: Step) -> Iterator[tuple[int, int, int]]:
+    """(row of the batch, slice index, token index) of every token whose logits somebody reads."""
+    row = 0
+    for index, item in enumerate(step.slices):
+        last = len(item.token_ids) - 1
+        for token_index in range(len(item.token_ids)):
+            if token_index < len(item.logprob_targets) or (item.sample is not None and token_index == last):
+                yield row + token_index, index, token_index
+        row += len(item.token_ids)
+
+
+def _checked_device(options: ExecutorOptions) -> torch.device:
+    """The device to run on. Raises UnsupportedModelError if the options ask for what is not there."""
+    if options.weights == "int8" and options.kv_dtype == "fp32":
+        raise UnsupportedModelError("KV type fp32 needs fp32 weights; with int8 weights use int8 or fp16")
+    try:
+        device = torch.device(options.device)
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"device: expected cpu, cuda or cuda:N, got {options.device!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UnsupportedModelError(f"device: expected cpu, cuda or cuda:N, got {options.device!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedModelError(f"device {options.device}: torch sees {torch.cuda.device_count()} GPUs")
+    return device
