@@ -63,9 +63,9 @@ class BlockManager:
 
     def is_computing(self, sequence: Sequence, prefix: list[int]) -> bool:
         """Whether a running sequence is about to compute the block that follows `prefix` in `sequence`."""
-        shareable = (len(sequence.tokens) - 1) // self.block_size
-        if not self.enable_prefix_cache or len(prefix) >= shareable:
+        if not self.enable_prefix_cache or len(prefix) >= (len(sequence.tokens) - 1) // self.block_size:
             return False
+        self._extend_hashes(sequence)
         return sequence.block_hashes[len(prefix)] in self._computing
 
     def can_allocate(self, sequence: Sequence, prefix: list[int], headroom: int) -> bool:
@@ -133,7 +133,7 @@ class BlockManager:
         self._cached_free.clear()
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Compare the books with the tables of `sequences`, the only holders; AssertionError if they differ."""
+        """AssertionError if the books disagree with the tables of `sequences`, the only holders."""
         expected = [0] * self.num_blocks
         for sequence in sequences:
             for block in sequence.block_table:

@@ -160,12 +160,12 @@ class EngineLoop:
         """End every sequence, those just submitted included, and refuse new ones."""
         with self._wakeup:
             self._accepting = self._running = False
+            known = [*self._streams]
             self._streams.update(self._submitted)
             self._submitted.clear()
-            ended = [*self._streams]
-            self._deliver([(sequence, ending) for sequence in ended])
+            self._deliver([(sequence, ending) for sequence in [*self._streams]])
             self._tell_idle()
-        for sequence in ended:
+        for sequence in known:
             self.engine.cancel(sequence)
 
 

@@ -37,6 +37,7 @@ class StopChecker:
         self._min_tokens = request.min_tokens
         self._stop = tuple(sorted(request.stop, key=len))
         self._longest_stop = max(map(len, request.stop), default=0)
+        self._first_characters = {stop[0] for stop in request.stop}
         self._include_stop = request.include_stop
         self._requested_ids = frozenset(request.stop_token_ids)
         self._stop_ids = self._requested_ids.union(() if request.ignore_eos else eos_token_ids)
@@ -48,7 +49,7 @@ class StopChecker:
         return tuple(sorted(self._stop_ids))
 
     def push(self, token_id: int, num_output_tokens: int) -> tuple[str, FinishReason | None]:
-        """Take generated token number `num_output_tokens`, from 1; return the text to show and the end, if any."""
+        """Take generated token `num_output_tokens`, from 1; return the text to show and the end, if any."""
         reason: FinishReason | None = None
         text = ""
         if token_id in self._stop_ids:
@@ -68,13 +69,14 @@ class StopChecker:
     ) -> tuple[str, FinishReason | None]:
         """Look for stop strings that end inside the `new` text."""
         text = self._held + new
-        if may_stop:
-            first = [max(0, len(self._held) - len(stop) + 1) for stop in self._stop]
-            starts = [text.find(stop, index) for stop, index in zip(self._stop, first, strict=True)]
-            matches = [pair for pair in zip(starts, self._stop, strict=True) if pair[0] >= 0]
-            if matches:
-                start, stop = min(matches, key=lambda match: match[0])
-                return text[: start + len(stop) if self._include_stop else start], "stop"
+        found, found_at = "", len(text)
+        for stop in self._stop if may_stop else ():  # shortest first
+            # A match may begin in the held text but ends in the new; older ones came before min_tokens.
+            start = text.find(stop, max(0, len(self._held) - len(stop) + 1))
+            if 0 <= start < found_at:
+                found, found_at = stop, start
+        if found:
+            return text[: found_at + len(found) if self._include_stop else found_at], "stop"
         shown = len(text) if reason is not None else self._undecided_from(text)
         self._held = text[shown:]
         return text[:shown], reason
@@ -82,7 +84,8 @@ class StopChecker:
     def _undecided_from(self, text: str) -> int:
         """First index from which `text` is the beginning of a stop string, or its length."""
         for index in range(max(0, len(text) - self._longest_stop + 1), len(text)):
-            tail = text[index:]
-            if any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stop):
-                return index
+            if text[index] in self._first_characters:
+                tail = text[index:]
+                if any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stop):
+                    return index
         return len(text)

@@ -1,4 +1,4 @@
-"""A toy world for the engine: an executor whose next token depends on every KV slot it reads, and bytes as tokens."""
+"""A toy world: an executor whose next token depends on every KV slot it reads, and bytes as tokens."""
 
 from __future__ import annotations
 

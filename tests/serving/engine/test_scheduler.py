@@ -1,0 +1,159 @@
+"""Who gets which tokens of a step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from flashlet.model.sampling import SamplingParams, TokenLogprobs
+from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+
+
+def request(prompt: bytes = b"hello", max_tokens: int | None = 8, **options: object) -> GenerationRequest:
+    options = {"ignore_eos": True, **options}
+    return GenerationRequest(tuple(prompt), max_tokens=max_tokens, **options)  # type: ignore[arg-type]
+
+
+def widths(executor: object) -> list[list[int]]:
+    """Tokens per slice, step by step."""
+    return [[len(piece.token_ids) for piece in step.slices] for step in executor.steps]  # type: ignore[attr-defined]
+
+
+def test_decodes_advance_in_each_step_while_a_long_prompt_is_prefilled(toy: SimpleNamespace) -> None:
+    executor = toy.Executor(num_blocks=64)
+    engine = toy.engine(executor, prefill_chunk=7, max_step_tokens=32, max_sequences=8)
+    decoding = [engine.submit(request(bytes([97 + i]) * 3, 60)) for i in range(4)]
+    engine.step()
+    late = [engine.submit(request(bytes([110 + i]) * 50, 5)) for i in range(2)]
+    while any(sequence.num_output_tokens == 0 for sequence in late):
+        advanced = {sequence for sequence, _ in engine.step()}
+        assert advanced.issuperset(decoding)
+    # 2 * 50 prompt tokens at no more than 7 a step, and never fewer while any are left
+    prompt_tokens = [
+        sum(token_id in b"no" for piece in step.slices for token_id in piece.token_ids)
+        for step in executor.steps[1:]
+    ]
+    assert prompt_tokens == [7] * 14 + [2]
+    for sequence in [*decoding, *late]:
+        engine.cancel(sequence)
+
+
+def test_prompts_take_the_whole_budget_while_nothing_decodes(toy: SimpleNamespace) -> None:
+    executor = toy.Executor()
+    engine = toy.engine(executor, prefill_chunk=4, max_step_tokens=32, max_sequences=8)
+    toy.run(engine, [request(b"a" * 50, 2), request(b"b" * 20, 1)])
+    assert widths(executor) == [[32], [18, 14], [1, 4], [2]]
+
+
+def test_no_step_exceeds_its_limits(toy: SimpleNamespace) -> None:
+    executor = toy.Executor()
+    engine = toy.engine(executor, max_sequences=3, max_step_tokens=10, prefill_chunk=4)
+    toy.run(engine, [request(bytes([97 + i]) * (3 * i + 1), 6) for i in range(8)])
+    assert all(sum(step) <= 10 and len(step) <= 3 for step in widths(executor))
+
+
+def test_waiting_sequences_start_in_order_of_arrival(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(num_blocks=16), max_sequences=2)
+    sequences = [engine.submit(request(bytes([97 + i]) * n, 4)) for i, n in enumerate((4, 4, 40, 4, 4))]
+    while engine.has_work:
+        engine.step()
+    started = [sequence.times.first_scheduled for sequence in sequences]
+    assert started == sorted(started)
+
+
+def test_the_last_to_arrive_gives_up_its_blocks_and_goes_first_when_there_are_some(
+    toy: SimpleNamespace,
+) -> None:
+    executor = toy.Executor(num_blocks=8)
+    engine = toy.engine(executor)
+    first, second = engine.submit(request(b"abcd", 27)), engine.submit(request(b"efgh", 20))
+    third = engine.submit(request(b"x", 1))
+    engine.step()
+    while engine.stats().preemptions == 0:
+        engine.step()
+        engine.check_integrity()
+    assert [*engine.scheduler.running] == [first]
+    assert second.block_table == [] and second.num_computed == 0
+    engine.submit(request(b"y", 1))
+    assert engine.scheduler.waiting[0] is second
+    while engine.has_work:
+        engine.step()
+    assert third.is_finished
+    assert engine.stats().preemptions == 1  # once only: it came back when there was room to stay
+
+
+def test_equal_prompts_are_computed_once(toy: SimpleNamespace) -> None:
+    executor = toy.Executor()
+    engine = toy.engine(executor, prefill_chunk=8, max_step_tokens=16, max_sequences=8)
+    prompt = b"abcdefgh" * 4 + b"xy"
+    answers = toy.run(engine, [request(prompt, 3, sampling=SamplingParams(seed=i)) for i in range(4)])
+    computed = sum(map(sum, widths(executor)))
+    assert computed == len(prompt) + 3 * 2 + 4 * 2  # the others: the 2 tokens behind the last full block
+    assert [answer.events[0].num_cached_tokens for answer in answers] == [0, 32, 32, 32]
+    stats = engine.stats()
+    assert (stats.prefix_queries, stats.prefix_hits) == (4 * 34, 3 * 32)
+    assert (stats.prompt_tokens, stats.generation_tokens) == (4 * 34, 4 * 3)
+
+
+def test_a_sequence_that_awaits_a_prefix_does_not_hold_up_others(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(), max_step_tokens=64)
+    shared = b"abcdefgh" * 2
+    first, second = engine.submit(request(shared + b"x")), engine.submit(request(shared + b"y"))
+    other = engine.submit(request(b"other"))
+    assert {sequence for sequence, _ in engine.step()} == {first, other}
+    assert second in {sequence for sequence, _ in engine.step()}
+    for sequence in (first, second, other):
+        engine.cancel(sequence)
+
+
+def test_a_sequence_computes_its_prefix_itself_if_the_other_leaves(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(), max_step_tokens=8, max_sequences=4)
+    first, second = engine.submit(request(b"abcdefgh" * 4)), engine.submit(request(b"abcdefgh" * 4))
+    engine.step()
+    assert second.block_table == []
+    engine.cancel(first)
+    engine.step()
+    assert second.num_cached_tokens == 8 and second.num_computed == 16
+    engine.cancel(second)
+
+
+def test_prompt_scores_come_once_before_the_first_token_and_skip_the_cache(toy: SimpleNamespace) -> None:
+    executor = toy.Executor()
+    engine = toy.engine(executor, max_step_tokens=8, max_sequences=4)
+    prompt = b"abcdefgh" * 2
+    (reference,) = toy.run(engine, [request(prompt, 2)])
+    (scored,) = toy.run(engine, [request(prompt, 2, prompt_logprobs=1)])
+    assert scored.tokens == reference.tokens
+    assert [event.token_id is None for event in scored.events] == [True, False, False]
+    scores = scored.events[0].prompt_logprobs
+    assert scores is not None and scores[0] is None and len(scores) == 16
+    assert [score.token_id for score in scores[1:]] == [*prompt[1:]]
+    assert all(isinstance(score, TokenLogprobs) and len(score.top) == 1 for score in scores[1:])
+    assert all(event.prompt_logprobs is None for event in scored.events[1:])
+    assert scored.events[0].num_cached_tokens == 0
+
+
+def test_zero_tokens_score_the_prompt_only(toy: SimpleNamespace) -> None:
+    (scored,) = toy.run(toy.engine(), [request(b"abc", 0, prompt_logprobs=0)])
+    (event,) = scored.events
+    assert (event.token_id, event.finish_reason, event.num_output_tokens) == (None, "length", 0)
+    assert len(event.prompt_logprobs) == 3
+    (plain,) = toy.run(toy.engine(), [request(b"a", 0)])
+    assert plain.events == [TokenEvent(None, "", finish_reason="length", num_prompt_tokens=1)]
+
+
+def test_stop_tokens_are_suppressed_until_min_tokens(toy: SimpleNamespace) -> None:
+    executor = toy.Executor()
+    wanted = request(b"abc", 9, min_tokens=4, stop_token_ids=(5,), ignore_eos=False)
+    (answer,) = toy.run(toy.engine(executor), [wanted])
+    suppressed = [tuple(step.slices[0].sample.suppressed) for step in executor.steps]
+    assert suppressed == ([(5, toy.EOS)] * 4 + [()] * 5)[: len(answer.tokens)]
+    assert len(answer.tokens) >= 4
+
+
+def test_history_is_sent_only_where_it_is_needed(toy: SimpleNamespace) -> None:
+    for penalty in (0.0, 0.5):
+        executor = toy.Executor()
+        params = SamplingParams(frequency_penalty=penalty)
+        (answer,) = toy.run(toy.engine(executor), [request(b"abc", 3, sampling=params)])
+        last = executor.steps[-1].slices[0].sample
+        assert [*last.prompt, *last.output] == ([*b"abc", *answer.tokens[:2]] if penalty else [])
