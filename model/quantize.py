@@ -80,8 +80,12 @@ def unpack_panels(packed: NDArray[np.uint8], out_features: int, in_features: int
     panels, groups, _ = packed.shape
     scales = packed.view(np.float16)[:, :, :PANEL]
     pairs = packed.view(np.int16)[:, :, PANEL:].reshape(panels, groups, GROUP // 2, PANEL)
-    scale = scales.transpose(0, 2, 1).reshape(panels * PANEL, groups)
-    q = pairs.transpose(0, 3, 1, 2).reshape(panels * PANEL, groups * GROUP // 2).view(np.int8)
+    scale = np.ascontiguousarray(scales.transpose(0, 2, 1)).reshape(panels * PANEL, groups)
+    q = (
+        np.ascontiguousarray(pairs.transpose(0, 3, 1, 2))
+        .view(np.int8)
+        .reshape(panels * PANEL, groups * GROUP)
+    )
     return QuantizedMatrix(q[:out_features], scale[:out_features], in_features)
 
 
