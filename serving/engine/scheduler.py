@@ -97,7 +97,7 @@ class Scheduler:
         self.blocks.check_integrity(self.running)
 
     def _schedule_decodes(self, plan: Plan) -> None:
-        """One token for each running sequence that has nothing else left to compute."""
+        """A row for each running sequence with one uncomputed token: its newest, or its prompt's last."""
         index = 0
         while index < len(self.running):  # preemption shortens the list, from its end
             sequence = self.running[index]

@@ -27,12 +27,12 @@ def test_decodes_advance_in_each_step_while_a_long_prompt_is_prefilled(toy: Simp
     while any(sequence.num_output_tokens == 0 for sequence in late):
         advanced = {sequence for sequence, _ in engine.step()}
         assert advanced.issuperset(decoding)
-    # 2 * 50 prompt tokens at no more than 7 a step, and never fewer while any are left
+    # 2 * 50 prompt tokens, 7 a step; the 50th of each is a row like any decode's, and brings a token
     prompt_tokens = [
         sum(token_id in {110, 111} for piece in step.slices for token_id in piece.token_ids)
         for step in executor.steps[1:]
     ]
-    assert prompt_tokens == [7] * 14 + [2]
+    assert prompt_tokens == [7] * 7 + [1 + 7] + [7] * 6 + [1]
     for sequence in [*decoding, *late]:
         engine.cancel(sequence)
 
