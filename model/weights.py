@@ -49,23 +49,24 @@ def open_weights(path: Path) -> WeightSource:
 
     Raises ModelNotFoundError, ModelFormatError or UnsupportedModelError.
     """
-    if path.is_dir():
-        from flashlet.model.hf_folder import HuggingFaceWeights
-
-        return HuggingFaceWeights(path)
-    if not path.exists():
-        raise ModelNotFoundError(f"{path}: no such file or folder")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
         raise ModelFormatError(f"{path}: expected the folder with config.json, found one of its files")
-    from flashlet.model.gguf import GgufWeights
+    try:
+        if path.is_dir():
+            from flashlet.model.hf_folder import HuggingFaceWeights
 
-    return GgufWeights(path)
+            return HuggingFaceWeights(path)
+        from flashlet.model.gguf import GgufWeights
+
+        return GgufWeights(path)
+    except OSError as error:
+        raise ModelNotFoundError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def source_identity(path: Path) -> str:
     """SHA-256 over name, size, mtime and first 64 KiB of every file that defines the weights.
 
-    Cheap on purpose: no tensor is read. Raises ModelNotFoundError if there is nothing at `path`.
+    Cheap on purpose: no tensor is read. Raises ModelNotFoundError if `path` cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -74,8 +75,8 @@ def source_identity(path: Path) -> str:
             digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
             with file.open("rb") as stream:
                 digest.update(stream.read(HEAD_BYTES))
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"{path}: no such file or folder") from error
+    except OSError as error:
+        raise ModelNotFoundError(f"{path}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
