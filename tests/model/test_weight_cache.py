@@ -219,15 +219,15 @@ def test_a_missing_source_is_not_found(tmp_path, cache):
         load_int8(tmp_path / "nothing.gguf", cache)
 
 
-def test_default_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
+def test_default_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("FLASHLET_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert default_cache_dir() == Path("/home/someone/.cache/flashlet")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
-    assert default_cache_dir() == Path("/var/cache/flashlet")
+    assert default_cache_dir() == tmp_path / ".cache" / "flashlet"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir() == tmp_path / "xdg" / "flashlet"
     monkeypatch.setenv("FLASHLET_CACHE", "~/models")
-    assert default_cache_dir() == Path("/home/someone/models")
+    assert default_cache_dir() == tmp_path / "models"
 
 
 @contextmanager
