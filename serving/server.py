@@ -43,8 +43,9 @@ class ListenError(FlashletError):
 def run_server(config: ServerConfig, load: Loader, on_ready: Callable[[str], None]) -> int:
     """Serve until a signal; returns the exit code.
 
-    Listens at once: while `load` runs in a thread, /health answers 503 and /v1/models works. `on_ready` gets
-    the URL when requests are served. SIGTERM or SIGINT drains and returns 0; a second one exits at once.
+    Listens at once: while `load` runs in a thread, /health answers 503 and /v1/models works. The engine loop
+    that it returns is started here and stopped at the end; `on_ready` gets the URL when requests are served.
+    SIGTERM or SIGINT drains and returns 0; a second one exits at once.
     """
     try:
         listener = _listen(config.host, config.port)
@@ -123,7 +124,9 @@ class _Server:
             waits: set[asyncio.Future[Any]] = {loading, stop}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
-                self._service.model = loading.result()
+                model = loading.result()
+                model.engine_loop.start()
+                self._service.model = model
                 gc.collect()
                 gc.freeze()  # what is here stays: later collections need not look at it
                 on_ready(f"http://{_address(self._config.host, self._listener.getsockname()[1])}")

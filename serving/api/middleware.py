@@ -63,5 +63,7 @@ class ApiKeys:
         """Whether a given key is valid, in a time that does not depend on how much of it is right."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
-        matches = [hmac.compare_digest(one.encode(), key) for one in given if one for key in self._keys]
+        matches = [
+            hmac.compare_digest(one.encode("latin-1"), key) for one in given if one for key in self._keys
+        ]
         return any(matches)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flashlet.serving.api.schema.chat import ChatRequest, Message
 from flashlet.serving.api.service import LoadedModel
 from flashlet.serving.errors import InvalidRequestError
 
-INLINE_CHARACTERS = 16_000  # longer texts are tokenized in a thread, off the event loop
+INLINE_CHARACTERS = 16_000  # longer texts are rendered and tokenized in a thread, off the event loop
 
 
 async def encode(model: LoadedModel, text: str, add_special_tokens: bool) -> tuple[int, ...]:
     """Token ids of `text`."""
-    if len(text) <= INLINE_CHARACTERS:
-        return tuple(model.tokenizer.encode(text, add_special_tokens))
-    return tuple(await asyncio.to_thread(model.tokenizer.encode, text, add_special_tokens))
+    return tuple(await _off_loop(len(text), lambda: model.tokenizer.encode(text, add_special_tokens)))
+
+
+async def _off_loop(num_characters: int, work: Callable[[], list[int]]) -> list[int]:
+    """Result of `work`, which takes long if there are many characters."""
+    return work() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
 
 async def plain_prompt(
@@ -52,13 +55,20 @@ async def chat_prompt(model: LoadedModel, request: ChatRequest) -> tuple[int, ..
             f"got role '{request.messages[-1].role}'",
             "continue_final_message",
         )
-    text = model.chat_template.render(
-        [template_message(message) for message in request.messages],
-        add_generation_prompt=not resume and request.add_generation_prompt is not False,
-        continue_final_message=resume,
-        extra=request.chat_template_kwargs,
-    )
-    return await encode(model, text, bool(request.add_special_tokens))
+    messages = [template_message(message) for message in request.messages]
+    template = model.chat_template
+
+    def render_and_encode() -> list[int]:
+        text = template.render(
+            messages,
+            add_generation_prompt=request.add_generation_prompt is not False,
+            continue_final_message=resume,
+            extra=request.chat_template_kwargs,
+        )
+        return model.tokenizer.encode(text, bool(request.add_special_tokens))
+
+    num_characters = sum(len(message["content"]) for message in messages)
+    return tuple(await _off_loop(num_characters, render_and_encode))
 
 
 def template_message(message: Message) -> dict[str, Any]:

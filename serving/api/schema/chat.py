@@ -21,7 +21,8 @@ class TextPart(WireModel):
 
 
 Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[TextPart], Field(min_length=1), Tag("parts")],
+    Annotated[str, Tag("string")]
+    | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("parts")],
     Discriminator(
         lambda value: kind_of(value, {str: "string", list: "parts"}),
         custom_error_type="content_type",
@@ -60,7 +61,7 @@ class ChatRequest(SamplingFields):
         }
     )
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None, description="Same as `max_tokens`; by default the rest of the context."

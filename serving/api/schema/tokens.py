@@ -28,7 +28,7 @@ class Tokens(AnswerModel):
 class DetokenizeRequest(WireModel):
     """Token ids to turn into text; special tokens are kept."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [19556]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [40]}]})
 
     model: str | None = None
     tokens: TokenIds

@@ -115,13 +115,14 @@ class Server:
     service: Service
     executor: ScriptedExecutor
     url: str
+    client: httpx.Client
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
     def post(self, path: str, **body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=30)
+        return self.client.post(path, json=body)
 
     def stream(self, path: str, **body: Any) -> list[str]:
         """The `data:` payloads of a streamed answer, [DONE] included."""
@@ -150,6 +151,7 @@ def tokenizer(tiny_model_path: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def start_server(tokenizer: Tokenizer) -> Iterator[Callable[..., Server]]:
     """Starts servers; all stop at the end of the session."""
+    clients: list[httpx.Client] = []
     running: list[tuple[uvicorn.Server, threading.Thread, EngineLoop]] = []
 
     def start(engine: dict[str, Any] | None = None, load: bool = True, **config: Any) -> Server:
@@ -175,9 +177,13 @@ def start_server(tokenizer: Tokenizer) -> Iterator[Callable[..., Server]]:
         while not http.started:
             time.sleep(0.005)
         running.append((http, thread, engine_loop))
-        return Server(service, executor, f"http://127.0.0.1:{http.servers[0].sockets[0].getsockname()[1]}")
+        url = f"http://127.0.0.1:{http.servers[0].sockets[0].getsockname()[1]}"
+        clients.append(httpx.Client(base_url=url, timeout=30))
+        return Server(service, executor, url, clients[-1])
 
     yield start
+    for client in clients:
+        client.close()
     for http, _, _ in running:
         http.should_exit = True
     for _, thread, engine_loop in running:

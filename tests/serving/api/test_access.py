@@ -1,0 +1,131 @@
+"""Keys, request ids, CORS, metrics and the OpenAPI document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from flashlet.serving.admin.metrics import Histogram
+
+if TYPE_CHECKING:
+    from .conftest import Server
+
+PATHS = ["/v1/models", "/v1/models/toy", "/metrics", "/tokenizer_info", "/openapi.json", "/docs", "/nowhere"]
+
+
+@pytest.fixture(scope="module")
+def locked(start_server: Callable[..., Server]) -> Server:
+    return start_server(api_keys=("sesame", "schlüssel"), cors_origins=("http://localhost:3000",))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_asks_for_a_key(locked: Server, path: str) -> None:
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer"},
+        {"authorization": "Basic sesame"},
+        {"authorization": "sesame"},
+        {"x-api-key": "sesam"},
+        {"x-api-key": ""},
+    ):
+        refused = locked.client.get(path, headers=headers)
+        assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+        assert refused.json()["error"]["code"] == "invalid_api_key" and refused.headers["x-request-id"]
+    assert locked.client.post("/v1/completions", content=b"{").status_code == 401
+    accepted = [
+        {"authorization": "Bearer sesame"},
+        {"authorization": "bearer sesame"},
+        {"x-api-key": "sesame"},
+    ]
+    for headers in accepted:
+        assert locked.client.get(path, headers=headers).status_code == (404 if path == "/nowhere" else 200)
+
+
+def test_health_is_open_and_keys_may_be_unicode(locked: Server) -> None:
+    assert locked.client.get("/health").status_code == 200
+    key = "schlüssel".encode()
+    assert locked.client.get("/v1/models", headers=[(b"x-api-key", key)]).status_code == 200
+
+
+def test_cors(locked: Server, server: Server) -> None:
+    preflight = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    allowed = locked.client.options("/v1/completions", headers=preflight)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "http://localhost:3000"
+    foreign = locked.client.options("/v1/completions", headers=preflight | {"origin": "http://evil"})
+    assert "access-control-allow-origin" not in foreign.headers
+    off = server.client.get("/v1/models", headers={"origin": "http://localhost:3000"})
+    assert not [name for name in off.headers if name.startswith("access-control")]
+
+
+def test_request_ids(server: Server) -> None:
+    sane = server.client.get("/health", headers={"x-request-id": "abc-123.4:5"})
+    assert sane.headers["x-request-id"] == "abc-123.4:5"
+    for given in ("", "a b", "x" * 129, 'a"b'):
+        fresh = server.client.get("/health", headers={"x-request-id": given}).headers["x-request-id"]
+        assert re.fullmatch(r"req_[0-9a-f]{24}", fresh)
+    body = {"prompt": "a", "stream": True, "max_tokens": 1}
+    assert server.post("/v1/completions", **body).headers["x-request-id"].startswith("req_")
+
+
+def samples(server: Server) -> dict[str, float]:
+    text = server.client.get("/metrics").text
+    return {
+        sample.name + "".join(f"[{value}]" for value in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics(start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    before = samples(server)
+    assert before["flashlet:e2e_request_latency_seconds_count"] == 0
+    for _ in range(2):
+        server.post(
+            "/v1/completions", prompt="z y x w v u t s r q p o n m", n=2, max_tokens=9, ignore_eos=True
+        )
+    server.stream("/v1/completions", prompt="z", max_tokens=3, logit_bias={"5": 100}, stop_token_ids=[5])
+    assert server.post("/v1/completions", prompt="z", temperature=9).status_code == 400
+    after = samples(server)
+    assert after["flashlet:request_success_total[length]"] == 4
+    assert after["flashlet:request_success_total[stop]"] == 1
+    assert after["flashlet:request_success_total[abort]"] == 0
+    assert after["flashlet:generation_tokens_total"] == 4 * 9 + 1
+    assert after["flashlet:prefix_cache_hits_total"] > 0
+    assert after["flashlet:prefix_cache_queries_total"] >= after["flashlet:prefix_cache_hits_total"]
+    assert after["flashlet:prompt_tokens_total"] > 0
+    for gauge in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert after[f"flashlet:{gauge}"] == 0
+    for histogram in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
+        assert after[f"flashlet:{histogram}_seconds_count"] == 5
+    assert after["flashlet:inter_token_latency_seconds_count"] == 4 * 8
+    assert after["flashlet:inter_token_latency_seconds_sum"] > 0
+
+
+def test_histogram_buckets_are_cumulative() -> None:
+    histogram = Histogram("x", "", (1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 9.0):
+        histogram.observe(value)
+    assert histogram.cumulative() == [("1.0", 2.0), ("2.0", 3.0), ("+Inf", 4.0)]
+    assert histogram.sum == 12.0
+
+
+def test_openapi_names_every_status(server: Server) -> None:
+    document = httpx.get(server.url + "/openapi.json").json()
+    paths = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
+    for path in paths:
+        operation = document["paths"][path]["post"]
+        assert {"200", "400", "401", "404", "413", "429", "500", "503"} <= operation["responses"].keys()
+        assert "422" not in operation["responses"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        body = document["components"]["schemas"][schema.rpartition("/")[2]]
+        assert body["additionalProperties"] is False and body["examples"]
+        for example in body["examples"]:
+            assert server.client.post(path, json=example).status_code == 200
