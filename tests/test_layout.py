@@ -32,6 +32,10 @@ TEXT = [
     and path.suffix in {".py", ".cpp", ".hpp", ".h", ".inc", ".cu", ".md", ".toml", ".txt", ".sh", ""}
 ]
 TORCH = {"torch", "transformers", "accelerate", "bitsandbytes"}  # the extra `torch`
+TORCH_MODEL = {
+    f"model/{name}.py"
+    for name in ("arithmetic", "executor_torch", "kv_pool", "transformer", "transformer_weights")
+}
 POLICY = {"scheduler.py", "block_manager.py", "sequence.py"}  # plain Python, no arrays
 MAX_LINES = 400
 
@@ -39,10 +43,7 @@ MAX_LINES = 400
 def needs_torch(path: Path) -> bool:
     """Whether this file is part of the torch implementation."""
     relative = path.relative_to(ROOT)
-    return relative.as_posix() in {"model/transformer.py", "model/executor_torch.py"} or (
-        relative.parts[0] == "kernels"
-        and (relative.parts[1] == "gpu" or relative.parts[1].startswith("reference"))
-    )
+    return relative.as_posix() in TORCH_MODEL or relative.parts[:2] in {("kernels", "gpu"), ("kernels", "reference")}
 
 
 def imported_modules(nodes: Iterator[ast.AST]) -> Iterator[str]:
