@@ -16,6 +16,7 @@ class EngineConfig:
     max_step_tokens: int = 512  # most tokens in one step
     prefill_chunk: int = 64  # most prompt tokens in a step in which any sequence decodes
     enable_prefix_cache: bool = True
+    context_length: int | None = None  # most tokens of one sequence, if less than the model's own limit
 
     def __post_init__(self) -> None:
         for name in ("max_waiting", "max_sequences", "max_step_tokens", "prefill_chunk"):

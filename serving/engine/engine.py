@@ -51,7 +51,10 @@ class Engine:
         self.healthy = True
         self._executor = executor
         self._tokenizer = tokenizer
-        self._limit = min(executor.config.context_length, executor.num_blocks * executor.block_size)
+        context_length = config.context_length or executor.config.context_length
+        self._limit = min(
+            context_length, executor.config.context_length, executor.num_blocks * executor.block_size
+        )
         self._indices = itertools.count()
         self._failures = 0  # in a row
         self._busy_seconds = 0.0  # decayed, like the next
