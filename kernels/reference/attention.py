@@ -76,7 +76,7 @@ def _tiles(n: int, start: int, window: int, num_blocks: int) -> Iterator[tuple[s
 
 def _by_kv_head(q: Tensor, kv_heads: int) -> Tensor:
     """[rows, heads, head_dim] -> [kv_heads, rows, heads / kv_heads, head_dim]."""
-    return q.unflatten(1, (kv_heads, -1)).transpose(0, 1)
+    return torch.unflatten(q, 1, (kv_heads, -1)).transpose(0, 1)
 
 
 def _by_row(out: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def _exponentials(scores: Tensor, visible: Tensor) -> Tensor:
 def _weighted_int8(e: Tensor, v: Tensor, v_scale: Tensor, visible: Tensor) -> Tensor:
     """Mean of int8 values v under weights e: [kv_heads, rows, group, head_dim]."""
     weights = (e * v_scale.transpose(0, 1).flatten(1)[:, None, None]).masked_fill(~visible, 0.0)
-    quantized, scale = quantize_rows(weights.unflatten(-1, (-1, BLOCK_SIZE)))
+    quantized, scale = quantize_rows(torch.unflatten(weights, -1, (-1, BLOCK_SIZE)))
     dots = torch.einsum("hrgbt,bhtd->bhrgd", quantized, v.float())  # 32 * 4095 * 127 < 2^24: exact
     total = torch.zeros_like(dots[0])
     for dot, block_scale in zip(dots, scale.unbind(-1), strict=True):

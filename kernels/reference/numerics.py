@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 LANES = 16
 _COMMON_BITS = 64 - 29  # binary32 lacks the last 29 bits of a binary64 mantissa
@@ -81,7 +81,8 @@ def lane_sum_of_squares(x: Tensor) -> Tensor:
 
 def _chunks(x: Tensor) -> tuple[Tensor, ...]:
     """Pieces [..., 16] of x [..., n] in order, the last one padded with zeros."""
-    return F.pad(x, (0, -x.shape[-1] % LANES)).unflatten(-1, (-1, LANES)).unbind(-2)
+    padded = functional.pad(x, (0, -x.shape[-1] % LANES))
+    return tuple(torch.unflatten(padded, -1, (-1, LANES)).unbind(-2))
 
 
 def _fold(lanes: Tensor) -> Tensor:
@@ -93,13 +94,14 @@ def _fold(lanes: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm (Zhang and Sennrich 2019) of x [..., n] with weight [n], float32."""
     mean = lane_sum_of_squares(x) / x.shape[-1]
-    scale = 1.0 / torch.sqrt(mean + eps)
+    # torch's binary32 square root is an ulp off at times; binary64's, rounded, is not.
+    scale = 1.0 / torch.sqrt((mean + eps).double()).float()
     return x * scale.unsqueeze(-1) * weight
 
 
 def exp(x: Tensor) -> Tensor:
     """Exponential of float32 x, clamped to [-87, 88]: Cody-Waite reduction and a polynomial of degree 6."""
-    chunks = x.flatten().clamp(-87.0, 88.0).split(_EXP_CHUNK)
+    chunks = torch.split(x.flatten().clamp(-87.0, 88.0), _EXP_CHUNK)
     return torch.cat([_exp(chunk) for chunk in chunks]).view_as(x)
 
 

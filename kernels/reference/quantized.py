@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 GROUP_SIZE = 32  # inputs that share a weight scale
 ACTIVATION_LIMIT = 4095
@@ -22,7 +22,9 @@ def quantize_rows(x: Tensor, limit: int = ACTIVATION_LIMIT) -> tuple[Tensor, Ten
     """
     largest = x.abs().amax(dim=-1)
     zero = largest < _ZERO_BELOW
-    q = torch.round(x * (limit / largest.masked_fill(zero, 1.0)).unsqueeze(-1))
+    # limit / tensor would multiply by the reciprocal and round twice.
+    inverse = torch.full_like(largest, limit) / largest.masked_fill(zero, 1.0)
+    q = torch.round(x * inverse.unsqueeze(-1))
     return q.masked_fill(zero.unsqueeze(-1), 0.0), (largest / limit).masked_fill(zero, 0.0)
 
 
@@ -42,9 +44,8 @@ class GroupedMatrix:
     @classmethod
     def from_int8(cls, weight: Tensor, scale: Tensor) -> GroupedMatrix:
         """From int8 weight [outputs, inputs] and binary16 scale [outputs, ceil(inputs / 32)]."""
-        padded = F.pad(weight, (0, -weight.shape[1] % GROUP_SIZE))
-        groups = padded.unflatten(1, (-1, GROUP_SIZE)).permute(1, 2, 0)
-        return cls(groups.float().contiguous(), scale.T.double().contiguous())
+        weight = _in_groups(weight).permute(1, 2, 0)
+        return cls(weight.float().contiguous(), scale.T.double().contiguous())
 
     def rows(self, outputs: Tensor) -> Tensor:
         """Dequantized weights of the given outputs [n], float32 [n, 32 * groups]."""
@@ -55,7 +56,7 @@ class GroupedMatrix:
 def linear_int8(x: Tensor, matrix: GroupedMatrix, bias: Tensor | None = None) -> Tensor:
     """Product of float32 x [rows, inputs], quantized to 13 bits, with `matrix`: float32 [rows, outputs]."""
     q, scale = quantize_rows(x)
-    q = F.pad(q, (0, -x.shape[1] % GROUP_SIZE)).unflatten(1, (-1, GROUP_SIZE)).transpose(0, 1).contiguous()
+    q = _in_groups(q).transpose(0, 1).contiguous()
     result = torch.empty(len(x), matrix.scale.shape[1])
     columns = min(result.shape[1], _TILE)
     rows = max(1, _TILE // columns)
@@ -67,12 +68,18 @@ def linear_int8(x: Tensor, matrix: GroupedMatrix, bias: Tensor | None = None) ->
     return result if bias is None else result + bias
 
 
+def _in_groups(x: Tensor) -> Tensor:
+    """[rows, inputs] -> [rows, groups, 32], padded with zeros."""
+    padded = functional.pad(x, (0, -x.shape[1] % GROUP_SIZE))
+    return padded.view(len(x), -1, GROUP_SIZE)
+
+
 def _accumulate(q: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Sum over groups of (q [groups, rows, 32] @ weight [groups, 32, n]) * scale [groups, n], [rows, n].
 
-    The dot product (24 bits) times its scale (11 bits) is exact in binary64, so each step is an addition
-    rounded to 53 and then to 24 bits. It differs from an fma only if the terms are 2^18 apart and 28 bits
-    of the smaller one happen to sit at a midpoint: odds of about 2^-46, not worth a check in this loop.
+    The dot product (24 bits) times its scale (11 bits) is exact in binary64, and so is the sum unless the
+    terms lie more than 2^18 apart. Only then can the two roundings, to 53 and to 24 bits, differ from one,
+    and only if 28 bits of the smaller term match a midpoint: too rare for a check in this loop.
     """
     total = torch.zeros(q.shape[1], weight.shape[2], dtype=torch.float64)
     rounded = torch.empty_like(total, dtype=torch.float32)
