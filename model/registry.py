@@ -101,7 +101,8 @@ def _entry(name: str) -> ModelEntry | None:
 
 
 def _not_found(name: str) -> ModelNotFoundError:
-    names = list(dict.fromkeys(item.name for item in [*known_models(), *pulled_models()]))
+    known = [entry.name for entry in known_models()]
+    names = known + [model.name for model in pulled_models() if model.name not in known]
     close = difflib.get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return ModelNotFoundError(
