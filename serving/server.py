@@ -29,6 +29,9 @@ __all__ = ["ListenError", "LoadedModel", "ServerConfig", "run_server"]
 
 EXIT_FAILURE = 1  # the model does not load
 EXIT_UNAVAILABLE = 69  # the address cannot be had (EX_UNAVAILABLE of sysexits.h)
+KEEP_ALIVE = (
+    75  # seconds; more than clients keep idle connections, so that they never write into a closing one
+)
 GRACE = 2.0  # seconds for the last bytes to leave, after the engine has stopped
 
 logger = logging.getLogger(__name__)
@@ -108,6 +111,7 @@ class _Server:
                 log_level=config.log_level,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=math.ceil(config.drain_timeout + GRACE),
             )
         )

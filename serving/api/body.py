@@ -20,6 +20,7 @@ MAX_FIELDS = 1024  # of any object: each unknown one costs time before the body 
 class JSONRequest(Request):
     """A request whose body is JSON."""
 
+    _raw: bytes
     _decoded: Any
 
     async def load(self, max_bytes: int) -> None:
@@ -34,10 +35,10 @@ class JSONRequest(Request):
         if length.isdecimal() and int(length) > max_bytes:
             raise BodyTooLargeError(f"body: expected at most {max_bytes} bytes, got {length}")
         try:
-            self._body = await asyncio.wait_for(self._read(max_bytes), BODY_TIMEOUT)
+            self._raw = await asyncio.wait_for(self._read(max_bytes), BODY_TIMEOUT)
         except asyncio.TimeoutError:
             raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT:.0f} seconds") from None
-        self._decoded = decode_json(self._body)
+        self._decoded = decode_json(self._raw)
 
     async def _read(self, max_bytes: int) -> bytes:
         body = bytearray()
@@ -46,6 +47,10 @@ class JSONRequest(Request):
             if len(body) > max_bytes:
                 raise BodyTooLargeError(f"body: expected at most {max_bytes} bytes, got more")
         return bytes(body)
+
+    async def body(self) -> bytes:
+        """The body as it came."""
+        return self._raw
 
     async def json(self) -> Any:
         """The decoded body; FastAPI validates it."""

@@ -49,6 +49,14 @@ def chat_router(service: Service) -> APIRouter:
 async def _submit(service: Service, model: LoadedModel, body: ChatRequest) -> Generation:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs: only allowed where logprobs is true", "top_logprobs")
+    try:
+        return await _queue(service, model, body)
+    except ContextLengthError as exc:
+        exc.param = "messages" if exc.param == "prompt" else exc.param
+        raise
+
+
+async def _queue(service: Service, model: LoadedModel, body: ChatRequest) -> Generation:
     prompt = await chat_prompt(model, body)
     requests = generation_requests(
         body,
@@ -57,11 +65,7 @@ async def _submit(service: Service, model: LoadedModel, body: ChatRequest) -> Ge
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    try:
-        return await Generation.submit(service, model, requests, body.num_choices)
-    except ContextLengthError as exc:
-        exc.param = "messages" if exc.param == "prompt" else exc.param
-        raise
+    return await Generation.submit(service, model, requests, body.num_choices)
 
 
 def _scores(event: TokenEvent, model: LoadedModel, request: GenerationRequest) -> list[TokenLogprobs]:

@@ -33,8 +33,9 @@ def completions_router(service: Service) -> APIRouter:
         model = service.model_for(body.model)
         generation = await _submit(service, model, body)
         head = answer_head("text_completion", "cmpl-", body, service, model)
+        prompts = body.prompts
         choices = [
-            _Choice(model, body, sequence, body.prompts[index // body.num_choices])
+            _Choice(model, body, sequence, prompts[index // body.num_choices])
             for index, sequence in enumerate(generation.requests)
         ]
         if body.stream:

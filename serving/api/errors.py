@@ -106,6 +106,8 @@ def error_response(exc: Exception) -> Response:
         exc = first_problem(exc)
     kind = error_kind(exc)
     headers = dict(getattr(exc, "headers", None) or {})
+    if kind.status == 408:
+        headers["connection"] = "close"
     if kind.status == 401:
         headers["www-authenticate"] = "Bearer"
     if kind.retry is not None:

@@ -16,6 +16,11 @@ OPEN_PATHS = {"/health"}
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
+def new_request_id() -> bytes:
+    """A fresh value for `x-request-id`."""
+    return b"req_" + secrets.token_hex(12).encode()
+
+
 class RequestIds:
     """Puts `x-request-id` on every response: the client's own if it is sane, else a fresh one."""
 
@@ -28,7 +33,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given if _SANE_ID.fullmatch(given) else b"req_" + secrets.token_hex(12).encode()
+        request_id = given if _SANE_ID.fullmatch(given) else new_request_id()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

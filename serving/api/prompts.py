@@ -8,19 +8,26 @@ from typing import Any
 
 from flashlet.serving.api.schema.chat import ChatRequest, Message
 from flashlet.serving.api.service import LoadedModel
-from flashlet.serving.errors import InvalidRequestError
+from flashlet.serving.errors import ContextLengthError, InvalidRequestError
 
-INLINE_CHARACTERS = 16_000  # longer texts are rendered and tokenized in a thread, off the event loop
-
-
-async def encode(model: LoadedModel, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-    """Token ids of `text`."""
-    return tuple(await _off_loop(len(text), lambda: model.tokenizer.encode(text, add_special_tokens)))
+INLINE_CHARACTERS = 16_000  # longer texts are rendered and tokenized in a thread
 
 
-async def _off_loop(num_characters: int, work: Callable[[], list[int]]) -> list[int]:
+async def off_loop(num_characters: int, work: Callable[[], list[int]]) -> list[int]:
     """Result of `work`, which takes long if there are many characters."""
     return work() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(work)
+
+
+def _encode(model: LoadedModel, text: str, add_special_tokens: bool) -> list[int]:
+    """Token ids of a prompt. Raises ContextLengthError without tokenizing what is far too long."""
+    if len(text) > INLINE_CHARACTERS:
+        fewest = len(text.encode()) // model.longest_token
+        if fewest > model.max_model_len:
+            raise ContextLengthError(
+                f"the longest sequence is {model.max_model_len} tokens; the prompt has at least {fewest}",
+                "prompt",
+            )
+    return model.tokenizer.encode(text, add_special_tokens)
 
 
 async def plain_prompt(
@@ -28,7 +35,8 @@ async def plain_prompt(
 ) -> tuple[int, ...]:
     """Prompt of a legacy completion; ids are used as they are."""
     if isinstance(prompt, str):
-        return await encode(model, prompt, add_special_tokens is not False)
+        ids = await off_loop(len(prompt), lambda: _encode(model, prompt, add_special_tokens is not False))
+        return tuple(ids)
     return tuple(prompt)
 
 
@@ -65,10 +73,10 @@ async def chat_prompt(model: LoadedModel, request: ChatRequest) -> tuple[int, ..
             continue_final_message=resume,
             extra=request.chat_template_kwargs,
         )
-        return model.tokenizer.encode(text, bool(request.add_special_tokens))
+        return _encode(model, text, bool(request.add_special_tokens))
 
     num_characters = sum(len(message["content"]) for message in messages)
-    return tuple(await _off_loop(num_characters, render_and_encode))
+    return tuple(await off_loop(num_characters, render_and_encode))
 
 
 def template_message(message: Message) -> dict[str, Any]:

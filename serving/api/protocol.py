@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from flashlet.serving.api.middleware import new_request_id
+
 HEAD_TIMEOUT = 20.0  # seconds from the first byte of a request, or from connecting, to the end of its headers
 MAX_HEAD_BYTES = 64 << 10
 
@@ -55,7 +57,7 @@ class LimitedProtocol(HttpToolsProtocol):
         body = msgspec.json.encode({"error": error})
         self.transport.write(
             b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+            b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (new_request_id(), len(body), body)
         )
         self.transport.close()
 

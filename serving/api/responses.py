@@ -33,8 +33,10 @@ def responses(
     errors: tuple[int, ...] = tuple(_ERRORS),
 ) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries of an endpoint. `chunk`: what each `data:` event of a streamed answer holds."""
+    # Only the default names the model, because FastAPI builds a validator wherever one does.
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
     documented: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody, "description": _ERRORS[status]} for status in errors
+        status: {"content": content, "description": _ERRORS[status]} for status in errors
     }
     documented["default"] = {"model": ErrorBody, "description": "Any other error"}
     documented[200] = {"model": answer, "description": "The answer"}

@@ -47,6 +47,11 @@ class LoadedModel:
         limits = self.engine_loop.engine.config
         return limits.max_sequences + limits.max_waiting
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Most bytes of text that one token stands for."""
+        return max(len(self.tokenizer.token_bytes(index)) for index in range(self.tokenizer.vocab_size))
+
     def only_ends(self, event: TokenEvent, request: GenerationRequest) -> bool:
         """Whether the event's token is a stop token that has no place in the answer."""
         if event.finish_reason != "stop":

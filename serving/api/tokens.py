@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from flashlet.serving.api.body import json_route
-from flashlet.serving.api.prompts import encode
+from flashlet.serving.api.prompts import off_loop
 from flashlet.serving.api.responses import json_response, responses
 from flashlet.serving.api.schema.tokens import (
     DetokenizedText,
@@ -27,7 +27,8 @@ def tokens_router(service: Service) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Response:
         """Turn text into token ids."""
         model = service.model_for(body.model)
-        ids = await encode(model, body.prompt, body.add_special_tokens is not False)
+        special = body.add_special_tokens is not False
+        ids = await off_loop(len(body.prompt), lambda: model.tokenizer.encode(body.prompt, special))
         return json_response({"tokens": ids, "count": len(ids), "max_model_len": model.max_model_len})
 
     @json_router.post("/detokenize", responses=responses(DetokenizedText))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -16,19 +17,19 @@ from pathlib import Path
 import httpx
 import pytest
 
-# Serves the toy of the API tests; "slow" and "broken" are ways to load.
+from flashlet.model.errors import ModelNotFoundError
+from flashlet.serving.server import LoadedModel, ServerConfig, run_server
+
+# Serves the toy of the API tests; "slow" is a way to load.
 SCRIPT = """
 import importlib.util, sys, time
 from pathlib import Path
 spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
 toy = sys.modules["toy"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
-from flashlet.model.errors import ModelNotFoundError
 from flashlet.serving.server import ServerConfig, run_server
 
 def load():
-    if sys.argv[3] == "broken":
-        raise ModelNotFoundError("no model 'x'; known: toy")
     if sys.argv[3] == "slow":
         time.sleep(60)
     tokenizer = toy.load_tokenizer(Path(sys.argv[2]))
@@ -150,14 +151,18 @@ def test_a_signal_while_loading(start: Start) -> None:
     assert process.wait(10) == 0
 
 
-def test_problems_are_one_line(start: Start) -> None:
-    broken = start("broken")
-    _, errors = broken.communicate(timeout=20)
-    assert broken.returncode == 1 and errors == "flashlet: no model 'x'; known: toy\n"
+def test_a_model_that_does_not_load(capfd: pytest.CaptureFixture[str]) -> None:
+    def load() -> LoadedModel:
+        raise ModelNotFoundError("no model 'x'; known: toy")
+
+    assert run_server(ServerConfig(model_names=("toy",), port=0), load, print) == 1
+    assert capfd.readouterr() == ("", "flashlet: no model 'x'; known: toy\n")
+
+
+def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = start(port=port)
-        _, errors = process.communicate(timeout=20)
-    assert process.returncode == 69
+        assert run_server(ServerConfig(model_names=("toy",), port=port), pytest.fail, print) == 69
+    errors = capfd.readouterr().err
     assert errors.startswith(f"flashlet: cannot listen on 127.0.0.1:{port}: ") and errors.count("\n") == 1
-    assert os.strerror(98).lower() in errors.lower()
+    assert os.strerror(errno.EADDRINUSE).lower() in errors.lower()

@@ -58,7 +58,7 @@ class SamplingFields(WireModel):
     logit_bias: (
         Annotated[
             dict[
-                Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+                Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")],
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(

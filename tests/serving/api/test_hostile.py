@@ -224,7 +224,7 @@ def test_too_long_prompt_is_never_truncated(server: Server) -> None:
     for body in ({"prompt": "a" * 600}, {"prompt": [5] * 600}, {"prompt": "a" * 200_000}):
         error = assert_error(server.post(COMPLETIONS, **body), 400, "prompt")
         assert error["code"] == "context_length_exceeded"
-        assert "512" in error["message"] and ("600" in error["message"] or "200000" in error["message"])
+        assert "512" in error["message"] and ("600" in error["message"] or "at least" in error["message"])
     error = assert_error(server.post(CHAT, messages=[{**USER, "content": "a" * 600}]), 400, "messages")
     assert error["code"] == "context_length_exceeded"
     assert_error(server.post(CHAT, stream=True, messages=[{**USER, "content": "a" * 600}]), 400, "messages")
