@@ -15,6 +15,8 @@ from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.memory import available_memory, plan_kv_cache
 
+BLOCK_ROUNDING = 64  # tokens per sequence: its last block may be nearly empty, and one more is shared
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -83,7 +85,7 @@ def _executor_options(path: Path, options: LoadOptions) -> ExecutorOptions:
             options.weights,
             kv_dtype,
             options.kv_cache,
-            max_tokens=options.max_sequences * longest,
+            max_tokens=options.max_sequences * (longest + BLOCK_ROUNDING),
             available=available_memory(),
         ),
         max_step_tokens=options.max_step_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from flashlet.model.errors import ModelNotFoundError
 from flashlet.model.registry import DEFAULT_MODEL, pull, resolve
 
 if TYPE_CHECKING:
-    from flashlet.model.download import Progress
+    from flashlet.model.download import Progress as ProgressFunction
     from flashlet.serving.loading import LoadedEngine, LoadOptions
 
 
@@ -52,9 +53,16 @@ def local_engine(model: str | None, options: LoadOptions) -> Iterator[LoadedEngi
 
 
 @contextmanager
-def _progress_bar(name: str) -> Iterator[Progress]:
+def _progress_bar(name: str) -> Iterator[ProgressFunction]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         "{task.description}",
@@ -64,8 +72,15 @@ def _progress_bar(name: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(f"Pulling {name}", highlight=False)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"Pulling {name}", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task: TaskID | None = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:  # nothing is shown before there is something to pull
+                task = bar.add_task(f"Pulling {name}", total=total)
+                if not console.is_terminal:
+                    print(f"Pulling {name}", file=sys.stderr)
+            bar.update(task, completed=done, total=total)
+
+        yield update
