@@ -28,8 +28,8 @@ def download(
 ) -> None:
     """Fetch `url` into `part`, going on from the bytes that are there already.
 
-    Raises ChecksumError if the source serves other bytes than promised, which deletes `part`; DownloadError if the
-    source cannot be reached or refuses, which keeps `part`, or if the disk is full, which deletes it.
+    Raises ChecksumError if the source serves other bytes than promised, which deletes `part`; DownloadError
+    if the source cannot be reached or refuses, which keeps `part`, or if the disk is full, which deletes it.
     """
     resumed = part.exists()
     _fetch(client, url, part, size, progress)

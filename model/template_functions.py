@@ -45,7 +45,7 @@ def each(value: Any) -> CountedIterable:
 
 def checked(value: Any) -> Any:
     """A value that an expression made, once it is within the budget; what is lazy is computed now."""
-    if isinstance(value, (Iterator, Mapping, MappingView)):
+    if isinstance(value, (Iterator, MappingView)):
         value = list(each(value))
     return current_budget.get().check(value)
 
@@ -145,13 +145,14 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
 
 
-_BUILT_IN: Mapping[str, Any] = filters.FILTERS
+_BUILT_IN_FILTERS: Mapping[str, Any] = filters.FILTERS
+_BUILT_IN_TESTS: Mapping[str, Any] = tests.TESTS
 FILTERS: dict[str, _Function] = {
-    **{name: _guarded(_BUILT_IN[name]) for name in _JINJA_FILTERS.split()},
+    **{name: _guarded(_BUILT_IN_FILTERS[name]) for name in _JINJA_FILTERS.split()},
     **{"indent": _guarded(_indent), "join": _guarded(_join), "replace": _guarded(_replace)},
     "tojson": _guarded(_tojson),
 }
-TESTS: dict[str, _Function] = {name: _guarded(test) for name, test in tests.TESTS.items()}
+TESTS: dict[str, _Function] = {name: _guarded(test) for name, test in _BUILT_IN_TESTS.items()}
 GLOBALS: dict[str, _Function] = {
     "dict": _dict,
     "namespace": _namespace,

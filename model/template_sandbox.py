@@ -68,8 +68,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             finalize=_finalize,
             extensions=[LoopControlExtension, GenerationTag],
         )
-        self.filters = FILTERS | _INTERNAL_FILTERS  # type: ignore[assignment]  # Jinja infers a narrower type
-        self.tests = TESTS
+        self.filters = FILTERS | _INTERNAL_FILTERS
+        self.tests = TESTS  # type: ignore[assignment]  # Jinja's inferred type is too narrow
         self.globals = dict(GLOBALS)
 
     concat = staticmethod(joined)  # of the pieces of a macro or block
