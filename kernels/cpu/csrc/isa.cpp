@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include <stdexcept>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -21,7 +23,8 @@ std::vector<const KernelTable*> available_kernels() {
     std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vnni");
@@ -33,6 +36,13 @@ std::vector<const KernelTable*> available_kernels() {
 #endif
     tables.push_back(portable_kernels());
     return tables;
+}
+
+const KernelTable& kernels_named(const std::string& name) {
+    for (const KernelTable* table : available_kernels()) {
+        if (name.empty() || name == table->name) return *table;
+    }
+    throw std::invalid_argument("instruction set: expected one that this machine can run, got " + name);
 }
 
 }  // namespace flashlet

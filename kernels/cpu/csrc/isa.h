@@ -1,6 +1,7 @@
 // Which kernels this machine can run.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -9,5 +10,8 @@ namespace flashlet {
 
 // Best first; the portable ones are always there.
 std::vector<const KernelTable*> available_kernels();
+
+// The kernels of that name, or the best ones for ""; throws std::invalid_argument if they cannot run here.
+const KernelTable& kernels_named(const std::string& name);
 
 }  // namespace flashlet

@@ -7,10 +7,10 @@
 
 namespace flashlet {
 
-inline constexpr int kLanes = 16;         // floats per vector, outputs per panel
-inline constexpr int kGroup = 32;         // inputs that share a weight scale
-inline constexpr int kBlock = 32;         // tokens per KV block
-inline constexpr int kMaxTile = 12;       // rows that one pass over a panel serves
+inline constexpr int kLanes = 16;           // floats per vector, outputs per panel
+inline constexpr int kGroup = 32;           // inputs that share a weight scale
+inline constexpr int kBlock = 32;           // tokens per KV block
+inline constexpr int kMaxTile = 12;         // rows that one pass over a panel serves
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
 
 // One group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16 outputs][2 inputs].
@@ -59,11 +59,11 @@ struct KvView {
 
 // Up to kMaxTile query rows that read the same key-value head of one sequence.
 struct AttentionTile {
-    const int16_t* queries[kMaxTile];  // int8 KV: quantized query heads
+    const int16_t* queries[kMaxTile];    // int8 KV: quantized query heads
     const float* queries_f32[kMaxTile];  // fp16 KV: the query heads themselves
-    float query_scales[kMaxTile];      // int8 KV: scale times softmax scale; fp16 KV: softmax scale
-    int positions[kMaxTile];           // of each row, so that it sees 0 .. position
-    float* outputs[kMaxTile];          // [head_dim]
+    float query_scales[kMaxTile];        // int8 KV: scale times softmax scale; fp16 KV: softmax scale
+    int positions[kMaxTile];             // of each row, so that it sees 0 .. position
+    float* outputs[kMaxTile];            // [head_dim]
     int rows;
     int window;  // 0: full attention
     const int32_t* block_table;
@@ -73,9 +73,9 @@ struct AttentionTile {
 
 // Scratch of one thread for attention.
 struct AttentionScratch {
-    float* scores;    // [kMaxTile][score_stride]
+    float* scores;     // [kMaxTile][score_stride]
     int score_stride;  // a multiple of kBlock, at least the context length
-    float* acc;       // [kMaxTile][padded head_dim]
+    float* acc;        // [kMaxTile][padded head_dim]
 };
 
 struct KernelTable {
@@ -88,14 +88,15 @@ struct KernelTable {
     float (*quantize)(const float* x, int n_padded, int16_t* q);
 
     // Multiplies rows by panels [begin, end). Gated: begin and end are even. out: [rows][out_stride].
-    void (*matmul)(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,
-                   float* out, int out_stride);
+    void (*matmul)(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end,
+                   Epilogue epilogue, float* out, int out_stride);
 
     // Rotates one head in place; cos and sin: [head_dim / 2].
     void (*rope)(float* head, const float* cos, const float* sin, int head_dim);
 
     // Writes one token's key and value heads into its slot of a KV cell.
-    void (*store_kv)(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key, const float* value);
+    void (*store_kv)(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key,
+                     const float* value);
 
     void (*attention)(const AttentionTile& tile, const AttentionScratch& scratch);
 

@@ -42,7 +42,9 @@ inline I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 inline I32x16 splat_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline I32x16 add(I32x16 a, I32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
-inline I32x16 bit_and(I32x16 a, I32x16 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+inline I32x16 bit_and(I32x16 a, I32x16 b) {
+    return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
 inline I32x16 shift_left_23(I32x16 a) { return {_mm256_slli_epi32(a.lo, 23), _mm256_slli_epi32(a.hi, 23)}; }
 inline I32x16 shift_right_23(I32x16 a) { return {_mm256_srai_epi32(a.lo, 23), _mm256_srai_epi32(a.hi, 23)}; }
 inline I32x16 bits(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
@@ -79,7 +81,9 @@ inline float fold_max(F32x16 a) {
 inline __m256i pack_int16(I32x16 a) {  // saturation never bites: values are within 13 bits
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
 }
-inline void store_int16(int16_t* p, I32x16 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_int16(a)); }
+inline void store_int16(int16_t* p, I32x16 a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_int16(a));
+}
 inline void store_int8(int8_t* p, I32x16 a) {
     const __m256i words = pack_int16(a);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),

@@ -14,10 +14,10 @@ struct I32x16 {
     int32_t v[16];
 };
 
-#define FLASHLET_EACH(expr)              \
-    for (int i = 0; i < 16; ++i) {       \
-        r.v[i] = (expr);                 \
-    }                                    \
+#define FLASHLET_EACH(expr)        \
+    for (int i = 0; i < 16; ++i) { \
+        r.v[i] = (expr);           \
+    }                              \
     return r
 
 inline F32x16 load(const float* p) {
@@ -153,8 +153,10 @@ inline uint16_t float_to_half(float x) {  // to nearest even; overflow becomes i
     std::memcpy(&word, &x, sizeof word);
     const uint32_t sign = (word >> 16) & 0x8000u;
     const float magnitude = std::fabs(x);
-    if (!(magnitude < 65520.0f)) return static_cast<uint16_t>(sign | (magnitude == magnitude ? 0x7c00u : 0x7e00u));
-    if (magnitude < 0x1p-14f) return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyintf(magnitude * 0x1p24f)));
+    if (!(magnitude < 65520.0f))
+        return static_cast<uint16_t>(sign | (magnitude == magnitude ? 0x7c00u : 0x7e00u));
+    if (magnitude < 0x1p-14f)
+        return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyintf(magnitude * 0x1p24f)));
     word &= 0x7fffffffu;
     word += 0xfffu + ((word >> 13) & 1u);
     return static_cast<uint16_t>(sign | ((word - 0x38000000u) >> 13));

@@ -55,7 +55,8 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
       quantized_stride_(std::max({hidden_, round_up(query_size_, kGroup), ffn_stride_})),
       padded_vocab_(round_up(shape.vocab_size, kLanes)),
       cell_bytes_(kv_cell_bytes(limits.kv_format, round_up(shape.head_dim, kLanes))),
-      layer_bytes_(cell_bytes_ * static_cast<size_t>(shape.num_kv_heads) * static_cast<size_t>(limits.num_blocks)),
+      layer_bytes_(cell_bytes_ * static_cast<size_t>(shape.num_kv_heads) *
+                   static_cast<size_t>(limits.num_blocks)),
       pool_bytes_(layer_bytes_ * static_cast<size_t>(shape.num_layers)),
       pool_(limits.threads),
       counters_(stages_needed(shape.num_layers, limits.max_rows + limits.max_slices)) {
@@ -84,7 +85,8 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
         worker.normed.resize(static_cast<size_t>(quantized_stride_));
         worker.quantized.resize(static_cast<size_t>(kPrivateRows * quantized_stride_));
         worker.scales.resize(kPrivateRows);
-        worker.scores.resize(static_cast<size_t>(kMaxTile) * static_cast<size_t>(round_up(shape.context_length, kBlock)));
+        worker.scores.resize(static_cast<size_t>(kMaxTile) *
+                             static_cast<size_t>(round_up(shape.context_length, kBlock)));
         worker.acc.resize(static_cast<size_t>(kMaxTile * padded_dim));
         worker.sampler = std::make_unique<Sampler>(kernels, shape.vocab_size);
     }
@@ -94,7 +96,8 @@ Model::~Model() = default;
 
 uint8_t* Model::cell(int layer, int block, int kv_head) const {
     return kv_pool_.get() + static_cast<size_t>(layer) * layer_bytes_ +
-           (static_cast<size_t>(block) * static_cast<size_t>(shape_.num_kv_heads) + static_cast<size_t>(kv_head)) *
+           (static_cast<size_t>(block) * static_cast<size_t>(shape_.num_kv_heads) +
+            static_cast<size_t>(kv_head)) *
                cell_bytes_;
 }
 
@@ -122,8 +125,9 @@ void Model::plan_attention(const StepPlan& plan) {
         for (int row = 0; row < slice.rows; row += tokens) {
             for (int kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
                 for (int head = 0; head < group; head += heads) {
-                    units_.push_back({static_cast<int>(i), slice.first_row + row, std::min(tokens, slice.rows - row),
-                                      kv_head, kv_head * group + head, std::min(heads, group - head)});
+                    units_.push_back({static_cast<int>(i), slice.first_row + row,
+                                      std::min(tokens, slice.rows - row), kv_head, kv_head * group + head,
+                                      std::min(heads, group - head)});
                 }
             }
         }
@@ -183,8 +187,8 @@ QuantizedRows Model::normed(Worker& worker, const float* weight) {
     const auto rows = [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
             const auto i = static_cast<size_t>(row);
-            quantize_row(worker, residual_.data() + i * stride, weight, shape_.hidden_size, hidden_, q + i * stride,
-                         scales + i);
+            quantize_row(worker, residual_.data() + i * stride, weight, shape_.hidden_size, hidden_,
+                         q + i * stride, scales + i);
         }
     };
     if (alone) {
@@ -215,8 +219,8 @@ QuantizedRows Model::quantized(Worker& worker, const float* x, int width, int st
     return {q, scales, stride};
 }
 
-void Model::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
-                    float* out, int out_stride, Stage stage) {
+void Model::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows,
+                    Epilogue epilogue, float* out, int out_stride, Stage stage) {
     // About eight chunks per thread, in whole gate/up pairs, no more than fits the second-level cache.
     const int chunk = std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
     counters_.each(worker.stage, w.panels, chunk, [&](int begin, int end) {
@@ -228,7 +232,8 @@ void Model::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& 
 void Model::layer(Worker& worker, int index) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
     const int rows = plan_->rows();
-    product(worker, w.qkv, normed(worker, w.attn_norm), rows, Epilogue::kStore, qkv_.data(), qkv_stride_, Stage::kQkv);
+    product(worker, w.qkv, normed(worker, w.attn_norm), rows, Epilogue::kStore, qkv_.data(), qkv_stride_,
+            Stage::kQkv);
     if (rotate_first_) {  // tiles read keys that other units rotate: all of them must lie in the pool first
         counters_.each(worker.stage, rows, 2, [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
@@ -244,10 +249,10 @@ void Model::layer(Worker& worker, int index) {
     const int query_stride = round_up(query_size_, kGroup);
     product(worker, w.o, quantized(worker, attended_.data(), query_size_, query_stride), rows, Epilogue::kAdd,
             residual_.data(), hidden_, Stage::kOutput);
-    product(worker, w.gate_up, normed(worker, w.ffn_norm), rows, Epilogue::kGatedSilu, ffn_.data(), ffn_stride_,
-            Stage::kGateUp);
-    product(worker, w.down, quantized(worker, ffn_.data(), shape_.intermediate_size, ffn_stride_), rows, Epilogue::kAdd,
-            residual_.data(), hidden_, Stage::kDown);
+    product(worker, w.gate_up, normed(worker, w.ffn_norm), rows, Epilogue::kGatedSilu, ffn_.data(),
+            ffn_stride_, Stage::kGateUp);
+    product(worker, w.down, quantized(worker, ffn_.data(), shape_.intermediate_size, ffn_stride_), rows,
+            Epilogue::kAdd, residual_.data(), hidden_, Stage::kDown);
 }
 
 // RoPE for one key-value head of one row and the query heads that share it; K and V go to the pool.
@@ -272,12 +277,14 @@ void Model::rotate_and_store(int layer, int row, int kv_head) {
     float* key = qkv + query_size_ + kv_head * dim;
     rotate(key, w.k_norm);
     const int32_t block = plan_->block_tables[static_cast<size_t>(slice.table + position / kBlock)];
-    kernels_.store_kv(cell(layer, block, kv_head), limits_.kv_format, position % kBlock, dim, key, key + kv_size_);
+    kernels_.store_kv(cell(layer, block, kv_head), limits_.kv_format, position % kBlock, dim, key,
+                      key + kv_size_);
     const float softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
     for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
         float* query = qkv + h * dim;
         rotate(query, w.q_norm);
-        const auto slot = static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(h);
+        const auto slot =
+            static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(h);
         if (limits_.kv_format == KvFormat::kInt8) {
             std::fill_n(head, padded_dim, 0.0f);
             std::copy_n(query, dim, head);
@@ -298,21 +305,24 @@ void Model::attend(Worker& worker, int layer, const AttentionUnit& unit) {
     tile.window = shape_.windows.empty() ? 0 : shape_.windows[static_cast<size_t>(layer)];
     tile.block_table = plan_->block_tables.data() + slice.table;
     tile.head_dim = dim;
-    tile.kv = {cell(layer, 0, unit.kv_head), cell_bytes_ * static_cast<size_t>(shape_.num_kv_heads), limits_.kv_format};
+    tile.kv = {cell(layer, 0, unit.kv_head), cell_bytes_ * static_cast<size_t>(shape_.num_kv_heads),
+               limits_.kv_format};
     for (int row = unit.row; row < unit.row + unit.rows; ++row) {
         for (int head = unit.first_head; head < unit.first_head + unit.heads; ++head, ++tile.rows) {
-            const auto slot = static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(head);
+            const auto slot =
+                static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(head);
             tile.queries[tile.rows] = queries_.data() + slot * static_cast<size_t>(padded_dim);
             tile.queries_f32[tile.rows] =
                 qkv_.data() + static_cast<size_t>(row) * static_cast<size_t>(qkv_stride_) + head * dim;
             tile.query_scales[tile.rows] = query_scales_[slot];
             tile.positions[tile.rows] = slice.start + row - slice.first_row;
-            tile.outputs[tile.rows] = attended_.data() +
-                                      static_cast<size_t>(row) * static_cast<size_t>(round_up(query_size_, kGroup)) +
-                                      head * dim;
+            tile.outputs[tile.rows] =
+                attended_.data() +
+                static_cast<size_t>(row) * static_cast<size_t>(round_up(query_size_, kGroup)) + head * dim;
         }
     }
-    kernels_.attention(tile, {worker.scores.data(), round_up(shape_.context_length, kBlock), worker.acc.data()});
+    kernels_.attention(tile,
+                       {worker.scores.data(), round_up(shape_.context_length, kBlock), worker.acc.data()});
 }
 
 void Model::logits(Worker& worker) {
@@ -322,9 +332,9 @@ void Model::logits(Worker& worker) {
         counters_.each(worker.stage, rows, 1, [&](int begin, int end) {
             for (int i = begin; i < end; ++i) {
                 const auto row = static_cast<size_t>(plan_->logit_rows[static_cast<size_t>(first + i)].row);
-                quantize_row(worker, residual_.data() + row * static_cast<size_t>(hidden_), weights_.final_norm,
-                             shape_.hidden_size, hidden_, quantized_.data() + static_cast<size_t>(i * hidden_),
-                             scales_.data() + i);
+                quantize_row(worker, residual_.data() + row * static_cast<size_t>(hidden_),
+                             weights_.final_norm, shape_.hidden_size, hidden_,
+                             quantized_.data() + static_cast<size_t>(i * hidden_), scales_.data() + i);
             }
         });
         finish(worker, Stage::kNorm);
@@ -335,7 +345,8 @@ void Model::logits(Worker& worker) {
                 float* row = logits_.data() + static_cast<size_t>(i) * static_cast<size_t>(padded_vocab_);
                 if (logits_out_ != nullptr) {
                     std::copy_n(row, shape_.vocab_size,
-                                logits_out_ + static_cast<size_t>(first + i) * static_cast<size_t>(shape_.vocab_size));
+                                logits_out_ +
+                                    static_cast<size_t>(first + i) * static_cast<size_t>(shape_.vocab_size));
                 }
                 answer(worker, plan_->logit_rows[static_cast<size_t>(first + i)], row);
             }
@@ -347,7 +358,8 @@ void Model::logits(Worker& worker) {
 void Model::answer(Worker& worker, LogitRow& item, float* row) {
     std::fill(row + shape_.vocab_size, row + padded_vocab_, -std::numeric_limits<float>::infinity());
     if (item.sampled) item.target = worker.sampler->sample(row, *item.params);
-    if (item.top >= 0 && item.target >= 0) item.logprobs = worker.sampler->logprobs(row, item.target, item.top);
+    if (item.top >= 0 && item.target >= 0)
+        item.logprobs = worker.sampler->logprobs(row, item.target, item.top);
 }
 
 std::array<double, static_cast<size_t>(Stage::kCount)> Model::take_profile() {
@@ -366,7 +378,8 @@ double Model::measure_read() {
     const auto add = [&](const PackedMatrix& w) {
         constexpr size_t kChunk = size_t{1} << 18;
         const size_t bytes = static_cast<size_t>(w.panels) * static_cast<size_t>(w.groups) * kCellBytes;
-        for (size_t at = 0; at < bytes; at += kChunk) spans.push_back({w.cells + at, std::min(kChunk, bytes - at)});
+        for (size_t at = 0; at < bytes; at += kChunk)
+            spans.push_back({w.cells + at, std::min(kChunk, bytes - at)});
         total += bytes;
     };
     for (const LayerWeights& w : weights_.layers) {
@@ -379,7 +392,8 @@ double Model::measure_read() {
     pool_.run([&](int) {
         counters_.each(0, static_cast<int>(spans.size()), 1, [&](int first, int last) {
             for (int i = first; i < last; ++i) {
-                sink += kernels_.read(spans[static_cast<size_t>(i)].data, spans[static_cast<size_t>(i)].bytes);
+                sink +=
+                    kernels_.read(spans[static_cast<size_t>(i)].data, spans[static_cast<size_t>(i)].bytes);
             }
         });
     });

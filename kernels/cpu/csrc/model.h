@@ -13,7 +13,8 @@
 namespace flashlet {
 
 struct ModelShape {
-    int vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, context_length;
+    int vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim,
+        context_length;
     float rms_norm_eps;
     std::vector<int> windows;  // per layer; 0: full attention
 };
@@ -53,10 +54,10 @@ struct Slice {
 struct LogitRow {
     int row;
     int slice;
-    bool sampled;         // else: score `target`
-    int32_t target;       // in: token to score; out: token sampled, -1 if none was possible
-    int top;              // log-probabilities to list; -1: none wanted
-    Logprobs logprobs;    // out
+    bool sampled;       // else: score `target`
+    int32_t target;     // in: token to score; out: token sampled, -1 if none was possible
+    int top;            // log-probabilities to list; -1: none wanted
+    Logprobs logprobs;  // out
     const SampleParams* params;
 };
 
@@ -72,7 +73,8 @@ enum class Stage { kEmbed, kNorm, kQkv, kRope, kAttention, kOutput, kGateUp, kDo
 
 class Model {
   public:
-    Model(const KernelTable& kernels, const ModelShape& shape, const ModelWeights& weights, const ModelLimits& limits);
+    Model(const KernelTable& kernels, const ModelShape& shape, const ModelWeights& weights,
+          const ModelLimits& limits);
     ~Model();
 
     // Runs the step and fills in plan.logit_rows. Where `logits` is given, the logits of each logit row are
@@ -102,16 +104,19 @@ class Model {
     void layer(Worker& worker, int index);
     QuantizedRows normed(Worker& worker, const float* weight);
     QuantizedRows quantized(Worker& worker, const float* x, int width, int stride);
-    void quantize_row(Worker& worker, const float* x, const float* norm, int width, int stride, int16_t* q, float* scale);
-    void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue, float* out,
-                 int out_stride, Stage stage);
+    void quantize_row(Worker& worker, const float* x, const float* norm, int width, int stride, int16_t* q,
+                      float* scale);
+    void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
+                 float* out, int out_stride, Stage stage);
     void rotate_and_store(int layer, int row, int kv_head);
     void attend(Worker& worker, int layer, const AttentionUnit& unit);
     void logits(Worker& worker);
     void answer(Worker& worker, LogitRow& item, float* row);
     void finish(Worker& worker, Stage stage);
     uint8_t* cell(int layer, int block, int kv_head) const;
-    const Slice& slice_of(int row) const { return plan_->slices[static_cast<size_t>(row_slices_[static_cast<size_t>(row)])]; }
+    const Slice& slice_of(int row) const {
+        return plan_->slices[static_cast<size_t>(row_slices_[static_cast<size_t>(row)])];
+    }
 
     const KernelTable& kernels_;
     const ModelShape shape_;

@@ -16,17 +16,13 @@
 namespace nb = nanobind;
 
 namespace flashlet {
+
+void bind_kernels(nb::module_& m);  // kernels_module.cpp
+
 namespace {
 
 using FloatArray = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using ByteArray = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
-
-const KernelTable& kernels_named(const std::string& name) {
-    for (const KernelTable* table : available_kernels()) {
-        if (name.empty() || name == table->name) return *table;
-    }
-    throw std::invalid_argument("instruction set: expected one of those available, got " + name);
-}
 
 // The arrays of a weight cache, checked against the shape and kept alive.
 class Arrays {
@@ -39,7 +35,8 @@ class Arrays {
         const auto cells = nb::cast<ByteArray>(at(name));
         const auto panels = static_cast<size_t>(round_up(rows, kLanes) / kLanes);
         const auto groups = static_cast<size_t>(round_up(inputs, kGroup) / kGroup);
-        if (cells.ndim() != 3 || cells.shape(0) != panels || cells.shape(1) != groups || cells.shape(2) != kCellBytes) {
+        if (cells.ndim() != 3 || cells.shape(0) != panels || cells.shape(1) != groups ||
+            cells.shape(2) != kCellBytes) {
             throw std::invalid_argument(name + ": expected packed shape (" + std::to_string(panels) + ", " +
                                         std::to_string(groups) + ", " + std::to_string(kCellBytes) + ")");
         }
@@ -81,9 +78,15 @@ class Arrays {
 
 ModelShape read_shape(const nb::handle& config) {
     const auto number = [&](const char* name) { return nb::cast<int>(config.attr(name)); };
-    ModelShape shape{number("vocab_size"),  number("hidden_size"), number("intermediate_size"),
-                     number("num_layers"),  number("num_heads"),   number("num_kv_heads"),
-                     number("head_dim"),    number("context_length"), nb::cast<float>(config.attr("rms_norm_eps")),
+    ModelShape shape{number("vocab_size"),
+                     number("hidden_size"),
+                     number("intermediate_size"),
+                     number("num_layers"),
+                     number("num_heads"),
+                     number("num_kv_heads"),
+                     number("head_dim"),
+                     number("context_length"),
+                     nb::cast<float>(config.attr("rms_norm_eps")),
                      {}};
     shape.windows = nb::cast<std::vector<int>>(config.attr("sliding_windows"));
     if (shape.head_dim > 512) throw std::invalid_argument("head_dim: expected at most 512");
@@ -97,18 +100,20 @@ ModelWeights read_weights(const ModelShape& shape, Arrays& arrays) {
     for (int i = 0; i < shape.num_layers; ++i) {
         const std::string prefix = "layers." + std::to_string(i) + ".";
         const bool normed = arrays.has(prefix + "q_norm");
-        weights.layers.push_back({arrays.padded(prefix + "attn_norm", hidden),
-                                  arrays.packed(prefix + "qkv", queries + 2 * kv, shape.hidden_size),
-                                  normed ? arrays.padded(prefix + "q_norm", dim) : nullptr,
-                                  normed ? arrays.padded(prefix + "k_norm", dim) : nullptr,
-                                  arrays.packed(prefix + "o", shape.hidden_size, queries),
-                                  arrays.padded(prefix + "ffn_norm", hidden),
-                                  arrays.packed(prefix + "gate_up", 2 * round_up(shape.intermediate_size, kLanes),
-                                                shape.hidden_size),
-                                  arrays.packed(prefix + "down", shape.hidden_size, shape.intermediate_size)});
+        weights.layers.push_back(
+            {arrays.padded(prefix + "attn_norm", hidden),
+             arrays.packed(prefix + "qkv", queries + 2 * kv, shape.hidden_size),
+             normed ? arrays.padded(prefix + "q_norm", dim) : nullptr,
+             normed ? arrays.padded(prefix + "k_norm", dim) : nullptr,
+             arrays.packed(prefix + "o", shape.hidden_size, queries),
+             arrays.padded(prefix + "ffn_norm", hidden),
+             arrays.packed(prefix + "gate_up", 2 * round_up(shape.intermediate_size, kLanes),
+                           shape.hidden_size),
+             arrays.packed(prefix + "down", shape.hidden_size, shape.intermediate_size)});
     }
     weights.embed = arrays.packed("embed", shape.vocab_size, shape.hidden_size);
-    weights.head = arrays.has("head") ? arrays.packed("head", shape.vocab_size, shape.hidden_size) : weights.embed;
+    weights.head =
+        arrays.has("head") ? arrays.packed("head", shape.vocab_size, shape.hidden_size) : weights.embed;
     weights.final_norm = arrays.padded("final_norm", hidden);
     const size_t table = static_cast<size_t>(shape.context_length) * dim / 2;
     weights.rope_cos = arrays.floats("rope_cos", table);
@@ -152,7 +157,7 @@ class NativeModel {
     }
 
     nb::dict take_profile() {
-        static constexpr const char* kNames[] = {"embed",   "norm", "qkv",  "rope", "attention",
+        static constexpr const char* kNames[] = {"embed",  "norm",    "qkv",  "rope", "attention",
                                                  "output", "gate_up", "down", "head", "sample"};
         const auto seconds = open().take_profile();
         nb::dict result;
@@ -199,7 +204,8 @@ class NativeModel {
         slice.table = static_cast<int>(plan_.block_tables.size());
         for (const nb::handle token : item.attr("token_ids")) plan_.tokens.push_back(checked_token(token));
         slice.rows = plan_.rows() - slice.first_row;
-        for (const nb::handle block : item.attr("block_table")) plan_.block_tables.push_back(nb::cast<int32_t>(block));
+        for (const nb::handle block : item.attr("block_table"))
+            plan_.block_tables.push_back(nb::cast<int32_t>(block));
         const int blocks = static_cast<int>(plan_.block_tables.size()) - slice.table;
         if (slice.rows < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
             static_cast<int>(plan_.slices.size()) >= limits_.max_slices) {
@@ -212,7 +218,8 @@ class NativeModel {
         }
         for (int i = slice.table; i < static_cast<int>(plan_.block_tables.size()); ++i) {
             const int32_t block = plan_.block_tables[static_cast<size_t>(i)];
-            if (block < 0 || block >= limits_.num_blocks) throw std::invalid_argument("step: block id out of range");
+            if (block < 0 || block >= limits_.num_blocks)
+                throw std::invalid_argument("step: block id out of range");
         }
         plan_.slices.push_back(slice);
         add_logit_rows(item, slice);
@@ -223,7 +230,8 @@ class NativeModel {
         const int top = nb::cast<int>(item.attr("num_top_logprobs"));
         int row = slice.first_row;
         for (const nb::handle target : item.attr("logprob_targets")) {
-            if (row >= slice.first_row + slice.rows) throw std::invalid_argument("step: more targets than tokens");
+            if (row >= slice.first_row + slice.rows)
+                throw std::invalid_argument("step: more targets than tokens");
             plan_.logit_rows.push_back({row++, index, false, checked_token(target), top, {}, nullptr});
         }
         const nb::object sample = item.attr("sample");
@@ -237,8 +245,8 @@ class NativeModel {
     int32_t checked_token(const nb::handle& token) const {
         const auto id = nb::cast<int32_t>(token);
         if (id < 0 || id >= shape_.vocab_size) {
-            throw std::invalid_argument("token id: expected 0 .. " + std::to_string(shape_.vocab_size - 1) + ", got " +
-                                        std::to_string(id));
+            throw std::invalid_argument("token id: expected 0 .. " + std::to_string(shape_.vocab_size - 1) +
+                                        ", got " + std::to_string(id));
         }
         return id;
     }
@@ -261,13 +269,17 @@ class NativeModel {
             result.logit_bias.emplace_back(checked_token(pair[0]), nb::cast<float>(pair[1]));
         }
         if (nb::cast<bool>(params.attr("needs_history"))) {
-            for (const nb::handle token : request.attr("prompt")) result.prompt.push_back(checked_token(token));
-            for (const nb::handle token : request.attr("output")) result.output.push_back(checked_token(token));
+            for (const nb::handle token : request.attr("prompt"))
+                result.prompt.push_back(checked_token(token));
+            for (const nb::handle token : request.attr("output"))
+                result.output.push_back(checked_token(token));
         }
-        for (const nb::handle token : request.attr("suppressed")) result.suppressed.push_back(checked_token(token));
+        for (const nb::handle token : request.attr("suppressed"))
+            result.suppressed.push_back(checked_token(token));
         const nb::object allowed = request.attr("allowed");
         if (!allowed.is_none()) {
-            const auto mask = nb::cast<nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(allowed);
+            const auto mask =
+                nb::cast<nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(allowed);
             if (mask.size() != static_cast<size_t>((shape_.vocab_size + 31) / 32)) {
                 throw std::invalid_argument("allowed: expected one bit per token of the vocabulary");
             }
@@ -288,7 +300,8 @@ class NativeModel {
         for (size_t i = 0; i < plan_.slices.size(); ++i) {
             nb::object token = nb::none(), logprobs = nb::none();
             nb::list targets;
-            for (; next < plan_.logit_rows.size() && plan_.logit_rows[next].slice == static_cast<int>(i); ++next) {
+            for (; next < plan_.logit_rows.size() && plan_.logit_rows[next].slice == static_cast<int>(i);
+                 ++next) {
                 const LogitRow& row = plan_.logit_rows[next];
                 if (!row.sampled) {
                     targets.append(to_python(row.logprobs));
@@ -316,6 +329,7 @@ class NativeModel {
 
 NB_MODULE(_native, m) {
     using namespace flashlet;
+    bind_kernels(m);
     m.def("compiler", [] { return __VERSION__; }, "Version of the compiler that built this module.");
     m.def(
         "instruction_sets",
@@ -333,9 +347,10 @@ NB_MODULE(_native, m) {
         nb::arg("config"), nb::arg("kv_dtype"), "Bytes of one KV block over all layers.");
     m.attr("BLOCK_SIZE") = kBlock;
     nb::class_<NativeModel>(m, "NativeModel", "A model with its KV pool and threads; see executor_native.py.")
-        .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int, int, int, int, const std::string&>(),
-             nb::arg("config"), nb::arg("arrays"), nb::arg("kv_dtype"), nb::arg("num_blocks"), nb::arg("max_rows"),
-             nb::arg("max_slices"), nb::arg("threads"), nb::arg("isa") = "")
+        .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int, int, int, int,
+                      const std::string&>(),
+             nb::arg("config"), nb::arg("arrays"), nb::arg("kv_dtype"), nb::arg("num_blocks"),
+             nb::arg("max_rows"), nb::arg("max_slices"), nb::arg("threads"), nb::arg("isa") = "")
         .def("step", &NativeModel::step, nb::arg("slices"))
         .def("logits", &NativeModel::logits, nb::arg("slices"))
         .def("take_profile", &NativeModel::take_profile)

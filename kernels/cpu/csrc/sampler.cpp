@@ -72,7 +72,8 @@ void Sampler::adjust(const SampleParams& params) {
     for (const int32_t token : params.suppressed) row_[static_cast<size_t>(token)] = kNever;
     if (!params.allowed.empty()) {
         for (int i = 0; i < vocab_size_; ++i) {
-            if ((params.allowed[static_cast<size_t>(i / 32)] >> (i % 32) & 1u) == 0) row_[static_cast<size_t>(i)] = kNever;
+            if ((params.allowed[static_cast<size_t>(i / 32)] >> (i % 32) & 1u) == 0)
+                row_[static_cast<size_t>(i)] = kNever;
         }
     }
 }
@@ -94,8 +95,8 @@ std::vector<ScoredToken>& Sampler::largest(const float* x, int count, float step
         if (whole || candidates_.size() >= static_cast<size_t>(count)) break;
     }
     const size_t kept = std::min(candidates_.size(), static_cast<size_t>(count));
-    std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(kept), candidates_.end(),
-                      before);
+    std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(kept),
+                      candidates_.end(), before);
     candidates_.resize(kept);
     return candidates_;
 }

@@ -40,8 +40,8 @@ class Sampler {
   public:
     Sampler(const KernelTable& kernels, int vocab_size);
 
-    // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is possible
-    // (everything masked, or NaN).
+    // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is
+    // possible (everything masked, or NaN).
     int32_t sample(const float* logits, const SampleParams& params);
 
     Logprobs logprobs(const float* logits, int32_t token, int top);

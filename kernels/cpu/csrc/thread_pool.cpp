@@ -7,8 +7,8 @@
 namespace flashlet {
 namespace {
 
-constexpr int kSpins = 2000;   // about 20 us to 50 us: longer than any stage should differ between threads
-constexpr int kYields = 200;   // then let another runnable thread have this core, before parking
+constexpr int kSpins = 2000;  // about 20 us to 50 us: longer than any stage should differ between threads
+constexpr int kYields = 200;  // then let another runnable thread have this core, before parking
 
 inline void pause() {
 #if defined(__x86_64__)

@@ -1,0 +1,237 @@
+// RoPE, the KV cells, and attention over block tables.
+#pragma once
+
+#include "product_impl.h"
+
+namespace flashlet::FLASHLET_ISA {
+
+void rope(float* head, const float* cos, const float* sin, int head_dim) {
+    const int half = head_dim / 2;
+    for (int i = 0; i < half; i += kLanes) {
+        float x1[kLanes] = {}, x2[kLanes] = {}, c[kLanes] = {}, s[kLanes] = {};
+        const int n = half - i < kLanes ? half - i : kLanes;
+        const size_t bytes = static_cast<size_t>(n) * sizeof(float);
+        __builtin_memcpy(x1, head + i, bytes);
+        __builtin_memcpy(x2, head + half + i, bytes);
+        __builtin_memcpy(c, cos + i, bytes);
+        __builtin_memcpy(s, sin + i, bytes);
+        const F32x16 a = load(x1), b = load(x2), cosine = load(c), sine = load(s);
+        store(x1, fma(a, cosine, sub(splat(0.0f), mul(b, sine))));
+        store(x2, fma(b, cosine, mul(a, sine)));
+        __builtin_memcpy(head + i, x1, bytes);
+        __builtin_memcpy(head + half + i, x2, bytes);
+    }
+}
+
+inline constexpr int kMaxHeadDim = 512;
+
+// Quantizes one head vector to int8; returns its scale.
+inline float quantize_head(const float* x, int head_dim, int8_t* q) {
+    alignas(64) float padded[kMaxHeadDim] = {};
+    __builtin_memcpy(padded, x, static_cast<size_t>(head_dim) * sizeof(float));
+    const int n = round_up(head_dim, kLanes);
+    const float largest = abs_max(padded, n);
+    const bool zero = !(largest >= kTiny);
+    const F32x16 inverse = splat(zero ? 0.0f : 127.0f / largest);
+    for (int i = 0; i < n; i += kLanes) store_int8(q + i, to_int(mul(load(padded + i), inverse)));
+    return zero ? 0.0f : largest / 127.0f;
+}
+
+void store_kv(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key, const float* value) {
+    const int n = round_up(head_dim, kLanes);
+    const size_t plane = static_cast<size_t>(kBlock) * n;
+    const int panel = slot / kLanes, lane = slot % kLanes;
+    if (format == KvFormat::kInt8) {
+        alignas(64) int8_t codes[kMaxHeadDim];
+        float* scales = reinterpret_cast<float*>(cell + 2 * plane);
+        scales[slot] = quantize_head(key, head_dim, codes);
+        uint8_t* k = cell + static_cast<size_t>(panel) * n * kLanes + 2 * lane;
+        for (int d = 0; d < n; ++d) k[d / 2 * 2 * kLanes + d % 2] = static_cast<uint8_t>(codes[d]);
+        scales[kBlock + slot] = quantize_head(value, head_dim, codes);
+        uint8_t* v = cell + plane + slot / 2 * 2 * kLanes + slot % 2;
+        for (int d = 0; d < n; ++d) {
+            v[static_cast<size_t>(d / kLanes) * kBlock * kLanes + d % kLanes * 2] =
+                static_cast<uint8_t>(codes[d]);
+        }
+        return;
+    }
+    alignas(64) float padded[kMaxHeadDim] = {};
+    alignas(64) uint16_t halves[kLanes];
+    uint16_t* k = reinterpret_cast<uint16_t*>(cell) + static_cast<size_t>(panel) * n * kLanes + lane;
+    uint16_t* v = reinterpret_cast<uint16_t*>(cell) + plane + slot * kLanes;
+    __builtin_memcpy(padded, key, static_cast<size_t>(head_dim) * sizeof(float));
+    for (int d = 0; d < n; d += kLanes) {
+        store_half(halves, load(padded + d));
+        for (int i = 0; i < kLanes; ++i) k[(d + i) * kLanes] = halves[i];
+    }
+    __builtin_memcpy(padded, value, static_cast<size_t>(head_dim) * sizeof(float));
+    for (int d = 0; d < n; d += kLanes) {
+        store_half(v + static_cast<size_t>(d / kLanes) * kBlock * kLanes, load(padded + d));
+    }
+}
+
+// How keys and values of one block are read; `first` and `count` of visible tokens are the caller's business.
+struct Int8Kv {
+    template <int Rows>
+    static void scores(const AttentionTile& tile, const uint8_t* cell, int padded_dim, float* const* out) {
+        const size_t plane = static_cast<size_t>(kBlock) * padded_dim;
+        const float* key_scales = reinterpret_cast<const float*>(cell + 2 * plane);
+        for (int panel = 0; panel < kBlock / kLanes; ++panel) {
+            I32x16 sums[Rows];
+            dot_panel<Rows>(
+                reinterpret_cast<const int8_t*>(cell) + static_cast<size_t>(panel) * padded_dim * kLanes,
+                padded_dim, tile.queries, sums);
+            const F32x16 scale = load(key_scales + panel * kLanes);
+            for (int r = 0; r < Rows; ++r) {
+                store(out[r] + panel * kLanes,
+                      mul(to_float(sums[r]), mul(splat(tile.query_scales[r]), scale)));
+            }
+        }
+    }
+    template <int Rows>
+    static void accumulate(const uint8_t* cell, int padded_dim, const float* const* weights, float* acc) {
+        const size_t plane = static_cast<size_t>(kBlock) * padded_dim;
+        const float* value_scales = reinterpret_cast<const float*>(cell + 2 * plane) + kBlock;
+        alignas(64) int16_t codes[Rows][kBlock];
+        const int16_t* rows[Rows];
+        float scales[Rows];
+        for (int r = 0; r < Rows; ++r) {
+            alignas(64) float w[kBlock];
+            for (int i = 0; i < kBlock; i += kLanes)
+                store(w + i, mul(load(weights[r] + i), load(value_scales + i)));
+            scales[r] = quantize(w, kBlock, codes[r]);
+            rows[r] = codes[r];
+        }
+        const int8_t* values = reinterpret_cast<const int8_t*>(cell + plane);
+        for (int d = 0; d < padded_dim; d += kLanes, values += kBlock * kLanes) {
+            I32x16 sums[Rows];
+            dot_panel<Rows>(values, kBlock, rows, sums);
+            for (int r = 0; r < Rows; ++r) {
+                float* a = acc + r * padded_dim + d;
+                store(a, fma(to_float(sums[r]), splat(scales[r]), load(a)));
+            }
+        }
+    }
+};
+
+struct Fp16Kv {
+    template <int Rows>
+    static void scores(const AttentionTile& tile, const uint8_t* cell, int padded_dim, float* const* out) {
+        const uint16_t* keys = reinterpret_cast<const uint16_t*>(cell);
+        for (int panel = 0; panel < kBlock / kLanes;
+             ++panel, keys += static_cast<size_t>(padded_dim) * kLanes) {
+            F32x16 sums[Rows];
+            for (int r = 0; r < Rows; ++r) sums[r] = splat(0.0f);
+            for (int d = 0; d < tile.head_dim; ++d) {
+                const F32x16 key = load_half(keys + d * kLanes);
+#pragma GCC unroll 12
+                for (int r = 0; r < Rows; ++r) sums[r] = fma(splat(tile.queries_f32[r][d]), key, sums[r]);
+            }
+            for (int r = 0; r < Rows; ++r) {
+                store(out[r] + panel * kLanes, mul(sums[r], splat(tile.query_scales[r])));
+            }
+        }
+    }
+    template <int Rows>
+    static void accumulate(const uint8_t* cell, int padded_dim, const float* const* weights, float* acc) {
+        const uint16_t* values =
+            reinterpret_cast<const uint16_t*>(cell) + static_cast<size_t>(kBlock) * padded_dim;
+        for (int d = 0; d < padded_dim; d += kLanes, values += kBlock * kLanes) {
+            F32x16 sums[Rows];
+            for (int r = 0; r < Rows; ++r) sums[r] = load(acc + r * padded_dim + d);
+            for (int t = 0; t < kBlock; ++t) {
+                const F32x16 value = load_half(values + t * kLanes);
+#pragma GCC unroll 12
+                for (int r = 0; r < Rows; ++r) sums[r] = fma(splat(weights[r][t]), value, sums[r]);
+            }
+            for (int r = 0; r < Rows; ++r) store(acc + r * padded_dim + d, sums[r]);
+        }
+    }
+};
+
+inline int first_visible(const AttentionTile& tile, int row) {
+    const int start = tile.positions[row] - tile.window + 1;
+    return tile.window > 0 && start > 0 ? start : 0;
+}
+
+// Turns the scores of blocks [first, last] into exp(score - largest) with zeros outside lo .. position,
+// returns their sum.
+inline float softmax_row(float* scores, int first, int last, int lo, int position) {
+    const F32x16 hidden = splat(-__builtin_inff());
+    F32x16 largest = hidden;
+    for (int t = first * kBlock; t < (last + 1) * kBlock; t += kLanes) {
+        const F32x16 s = select_range(load(scores + t), hidden, lo - t, position + 1 - t);
+        largest = max(s, largest);
+    }
+    const F32x16 top = splat(fold_max(largest));
+    F32x16 sum = splat(0.0f);
+    for (int t = first * kBlock; t < (last + 1) * kBlock; t += kLanes) {
+        const F32x16 e = exp16(sub(load(scores + t), top));
+        const F32x16 visible = select_range(e, splat(0.0f), lo - t, position + 1 - t);
+        store(scores + t, visible);
+        sum = add(sum, visible);
+    }
+    return fold_add(sum);
+}
+
+template <class Kv, int Rows>
+void attend(const AttentionTile& tile, const AttentionScratch& scratch) {
+    const int padded_dim = round_up(tile.head_dim, kLanes);
+    int first[Rows], last[Rows];
+    int low = tile.positions[0] / kBlock, high = 0;
+    for (int r = 0; r < Rows; ++r) {
+        first[r] = first_visible(tile, r) / kBlock;
+        last[r] = tile.positions[r] / kBlock;
+        low = first[r] < low ? first[r] : low;
+        high = last[r] > high ? last[r] : high;
+    }
+    const auto cell = [&](int block) {
+        return tile.kv.base + tile.block_table[block] * tile.kv.block_stride;
+    };
+    const auto row_scores = [&](int r) {
+        return scratch.scores + static_cast<size_t>(r) * scratch.score_stride;
+    };
+    for (int block = low; block <= high; ++block) {
+        float* out[Rows];
+        for (int r = 0; r < Rows; ++r) out[r] = row_scores(r) + block * kBlock;
+        Kv::template scores<Rows>(tile, cell(block), padded_dim, out);
+    }
+    float denominators[Rows];
+    for (int r = 0; r < Rows; ++r) {
+        float* scores = row_scores(r);
+        denominators[r] = softmax_row(scores, first[r], last[r], first_visible(tile, r), tile.positions[r]);
+        // Rows of one tile may see different blocks; a block full of zeros adds exactly nothing.
+        for (int t = low * kBlock; t < first[r] * kBlock; t += kLanes) store(scores + t, splat(0.0f));
+        for (int t = (last[r] + 1) * kBlock; t < (high + 1) * kBlock; t += kLanes)
+            store(scores + t, splat(0.0f));
+    }
+    for (int i = 0; i < Rows * padded_dim; i += kLanes) store(scratch.acc + i, splat(0.0f));
+    for (int block = low; block <= high; ++block) {
+        const float* weights[Rows];
+        for (int r = 0; r < Rows; ++r) weights[r] = row_scores(r) + block * kBlock;
+        Kv::template accumulate<Rows>(cell(block), padded_dim, weights, scratch.acc);
+    }
+    for (int r = 0; r < Rows; ++r) {
+        float* acc = scratch.acc + r * padded_dim;
+        for (int d = 0; d < padded_dim; d += kLanes)
+            store(acc + d, div(load(acc + d), splat(denominators[r])));
+        __builtin_memcpy(tile.outputs[r], acc, static_cast<size_t>(tile.head_dim) * sizeof(float));
+    }
+}
+
+template <int Rows>
+struct AttendTile {
+    static void run(const AttentionTile& tile, const AttentionScratch& scratch) {
+        if (tile.kv.format == KvFormat::kInt8) {
+            attend<Int8Kv, Rows>(tile, scratch);
+        } else {
+            attend<Fp16Kv, Rows>(tile, scratch);
+        }
+    }
+};
+
+void attention(const AttentionTile& tile, const AttentionScratch& scratch) {
+    dispatch_rows<AttendTile>(tile.rows, tile, scratch);
+}
+
+}  // namespace flashlet::FLASHLET_ISA

@@ -1,0 +1,148 @@
+// Rows of 13-bit activations times panels of int8 weights.
+#pragma once
+
+#include "rows_impl.h"
+
+namespace flashlet::FLASHLET_ISA {
+
+// Integer product of one int8 panel [inputs / 2][16 outputs][2] with `Rows` rows: exact, so partial sums may
+// be kept in several accumulators where few rows would leave the multipliers waiting.
+template <int Rows>
+inline void dot_panel(const int8_t* w, int inputs, const int16_t* const* x, I32x16* out) {
+    constexpr int kSplit = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
+    I32x16 acc[Rows][kSplit];
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kSplit; ++s) acc[r][s] = splat_int(0);
+    }
+    for (int k = 0; k < inputs; k += kInputs * kSplit) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kSplit; ++s) {
+            const Weights weights = load_weights(w + (k + s * kInputs) * kLanes);
+#pragma GCC unroll 12
+            for (int r = 0; r < Rows; ++r) acc[r][s] = dot(acc[r][s], weights, x[r] + k + s * kInputs);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) {
+        if constexpr (kSplit == 4) acc[r][0] = add(add(acc[r][0], acc[r][1]), add(acc[r][2], acc[r][3]));
+        if constexpr (kSplit == 2) acc[r][0] = add(acc[r][0], acc[r][1]);
+        out[r] = acc[r][0];
+    }
+}
+
+// Weight formats are policies: what a cell of one group and one panel holds, and how a group is multiplied.
+struct Int8Groups {
+    static constexpr int kBytes = kCellBytes;
+    template <int Rows>
+    static void multiply(const uint8_t* cell, const int16_t* const* x, F32x16* acc) {
+        I32x16 sums[Rows];
+        dot_panel<Rows>(reinterpret_cast<const int8_t*>(cell + kScaleBytes), kGroup, x, sums);
+        const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell));
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
+    }
+};
+
+// out[r] = (rows of x) . (one panel), scaled and biased.
+template <class Format, int Rows>
+inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows& x, int row, F32x16* out) {
+    const uint8_t* cell = w.cells + static_cast<size_t>(panel) * w.groups * Format::kBytes;
+    const int16_t* rows[Rows];
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) {
+        rows[r] = x.values + static_cast<size_t>(row + r) * x.stride;
+        out[r] = splat(0.0f);
+    }
+    for (int g = 0; g < w.groups; ++g, cell += Format::kBytes) {
+        Format::template multiply<Rows>(cell, rows, out);
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; ++r) rows[r] += kGroup;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) out[r] = mul(out[r], splat(x.scales[row + r]));
+    if (w.bias != nullptr) {
+        const F32x16 bias = load(w.bias + panel * kLanes);
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; ++r) out[r] = add(out[r], bias);
+    }
+}
+
+struct MatmulTask {
+    const PackedMatrix& w;
+    const QuantizedRows& x;
+    int begin, end;
+    Epilogue epilogue;
+    float* out;
+    int out_stride;
+};
+
+template <class Format, int Rows>
+void multiply_tile(const MatmulTask& task, int row) {
+    F32x16 product[Rows];
+    F32x16 up[Rows];
+    const bool gated = task.epilogue == Epilogue::kGatedSilu;
+    for (int panel = task.begin; panel < task.end; panel += gated ? 2 : 1) {
+        multiply_panel<Format, Rows>(task.w, panel, task.x, row, product);
+        if (gated) multiply_panel<Format, Rows>(task.w, panel + 1, task.x, row, up);
+        float* out =
+            task.out + static_cast<size_t>(row) * task.out_stride + (gated ? panel / 2 : panel) * kLanes;
+        for (int r = 0; r < Rows; ++r, out += task.out_stride) {
+            if (gated) {
+                store(out, mul(silu16(product[r]), up[r]));
+            } else if (task.epilogue == Epilogue::kAdd) {
+                store(out, add(load(out), product[r]));
+            } else {
+                store(out, product[r]);
+            }
+        }
+    }
+}
+
+template <template <int> class Body, class... Args>
+inline void dispatch_rows(int rows, Args&&... args) {
+    switch (rows) {
+        case 1:
+            return Body<1>::run(args...);
+        case 2:
+            return Body<2>::run(args...);
+        case 3:
+            return Body<3>::run(args...);
+        case 4:
+            return Body<4>::run(args...);
+        case 5:
+            return Body<5>::run(args...);
+        case 6:
+            return Body<6>::run(args...);
+        case 7:
+            return Body<7>::run(args...);
+        case 8:
+            return Body<8>::run(args...);
+        case 9:
+            return Body<9>::run(args...);
+        case 10:
+            return Body<10>::run(args...);
+        case 11:
+            return Body<11>::run(args...);
+        default:
+            return Body<12>::run(args...);
+    }
+}
+
+template <int Rows>
+struct Int8Tile {
+    static void run(const MatmulTask& task, int row) { multiply_tile<Int8Groups, Rows>(task, row); }
+};
+
+void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,
+            float* out, int out_stride) {
+    const MatmulTask task{w, x, begin, end, epilogue, out, out_stride};
+    const int tiles = (rows + kMaxTile - 1) / kMaxTile;
+    for (int tile = 0; tile < tiles; ++tile) {  // tiles of nearly equal height
+        const int first = rows * tile / tiles;
+        dispatch_rows<Int8Tile>(rows * (tile + 1) / tiles - first, task, first);
+    }
+}
+
+}  // namespace flashlet::FLASHLET_ISA
