@@ -61,6 +61,8 @@ async def running(
         yield loop
     finally:
         assert loop.stop()
+        assert not loop._streams, "the thread remembers a stream that has ended"
+        assert loop.stats().kv_usage == 0.0
 
 
 async def collect(stream: RequestStream) -> list[TokenEvent]:
@@ -327,3 +329,4 @@ def test_a_closed_event_loop_does_not_disturb_the_engine(toy: SimpleNamespace) -
     assert asyncio.run(ask()) == 8
     assert loop.stop()
     assert loop.stats().kv_usage == 0.0
+    assert loop.stats().generation_tokens == 3 + 8  # the third token of the first found nobody at home

@@ -60,25 +60,28 @@ def test_waiting_sequences_start_in_order_of_arrival(toy: SimpleNamespace) -> No
     assert started == sorted(started)
 
 
-def test_the_last_to_arrive_gives_up_its_blocks_and_goes_first_when_there_are_some(
-    toy: SimpleNamespace,
-) -> None:
-    executor = toy.Executor(num_blocks=8)
-    engine = toy.engine(executor)
+def test_the_last_to_arrive_gives_up_its_blocks_and_stays_ahead_of_the_queue(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(num_blocks=8), max_sequences=2)
     first, second = engine.submit(request(b"abcd", 27)), engine.submit(request(b"efgh", 20))
     third = engine.submit(request(b"x", 1))
-    engine.step()
     while engine.stats().preemptions == 0:
         engine.step()
         engine.check_integrity()
     assert [*engine.scheduler.running] == [first]
+    assert [*engine.scheduler.waiting] == [second, third]
     assert second.block_table == [] and second.num_computed == 0
-    engine.submit(request(b"y", 1))
-    assert engine.scheduler.waiting[0] is second
     while engine.has_work:
         engine.step()
-    assert third.is_finished
-    assert engine.stats().preemptions == 1  # once only: it came back when there was room to stay
+    assert engine.stats().preemptions == 1
+
+
+def test_nobody_is_admitted_only_to_be_preempted_by_the_next_decode(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(num_blocks=4))
+    engine.submit(request(b"abcdefg", 6))  # 2 blocks of 4 tokens, soon a third
+    engine.submit(request(b"hgfedcba", 4))  # its prompt alone would fit into the other 2
+    while engine.has_work:
+        engine.step()
+    assert engine.stats().preemptions == 0
 
 
 def test_equal_prompts_are_computed_once(toy: SimpleNamespace) -> None:
