@@ -20,6 +20,7 @@ class ExitCode(enum.IntEnum):
     FAILED = 1  # the model, the download, the start or the run
     USAGE = 2  # set by typer
     NOT_FOUND = 3  # no such model
+    UNAVAILABLE = 69  # the address to listen on; set by the server, named EX_UNAVAILABLE in sysexits.h
     INTERRUPTED = 130  # Ctrl-C, as shells report it
 
 

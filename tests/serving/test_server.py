@@ -156,7 +156,7 @@ def test_a_model_that_does_not_load(capfd: pytest.CaptureFixture[str]) -> None:
         raise ModelNotFoundError("no model 'x'; known: toy")
 
     assert run_server(ServerConfig(model_names=("toy",), port=0), load, print) == 1
-    assert capfd.readouterr() == ("", "flashlet: no model 'x'; known: toy\n")
+    assert capfd.readouterr() == ("", "error: no model 'x'; known: toy\n")
 
 
 def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
@@ -164,5 +164,5 @@ def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         assert run_server(ServerConfig(model_names=("toy",), port=port), pytest.fail, print) == 69
     errors = capfd.readouterr().err
-    assert errors.startswith(f"flashlet: cannot listen on 127.0.0.1:{port}: ") and errors.count("\n") == 1
+    assert errors.startswith(f"error: cannot listen on 127.0.0.1:{port}: ") and errors.count("\n") == 1
     assert os.strerror(errno.EADDRINUSE).lower() in errors.lower()

@@ -1,0 +1,5 @@
+"""`python -m flashlet.serving.cli`."""
+
+from flashlet.serving.cli import main
+
+main()
