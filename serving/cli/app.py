@@ -15,8 +15,8 @@ from flashlet.serving.cli.serve import serve
 
 EPILOG = (
     "Exit codes: 0 done, 1 the model, download or run failed, 2 wrong usage, 3 no such model, "
-    "69 cannot listen on the address, 130 interrupted. A MODEL is a name from `flashlet models`, an ORG/REPO of "
-    "the Hugging Face hub, a .gguf file or a folder; without one, the default model is used."
+    "69 cannot listen on the address, 130 interrupted. A MODEL is a name from `flashlet models`, an ORG/REPO "
+    "of the Hugging Face hub, a .gguf file or a folder; without one, the default model is used."
 )
 
 app = typer.Typer(
