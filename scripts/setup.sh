@@ -1,30 +1,40 @@
-# Sourced by the other scripts. `setup EXTRA` makes .venv and installs flashlet with that extra, unless that is done.
-# The installation is editable: Python changes need nothing, C++ or dependency changes lead to a new installation.
+# Sourced by the other scripts. `setup WHAT` makes .venv and installs flashlet in it, unless that is done; WHAT is
+# base, torch (with that extra) or dev (everything). The installation is editable: Python changes need nothing,
+# changes of C++ or of dependencies lead to a new installation.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv_python=$root/.venv/bin/python
 
 setup() {
-    local extra=$1 key
+    local what=$1 key target=$root included
     key=$(setup_key)
-    if [[ $(cat "$root/.venv/installed-$extra" 2>/dev/null) == "$key" ]]; then
+    if [[ $(cat "$root/.venv/installed-$what" 2>/dev/null) == "$key" ]]; then
         return
     fi
-    make_venv
-    echo "Installing flashlet[$extra] into .venv: a few minutes the first time." >&2
-    "$venv_python" -m pip install --disable-pip-version-check --editable "$root[$extra]" >&2
-    echo "$key" >"$root/.venv/installed-$extra"
-    if [[ $extra == dev ]]; then
-        echo "$key" >"$root/.venv/installed-torch"  # dev contains torch
+    case $what in
+        base) included=(base) ;;
+        torch) included=(base torch) ;;
+        dev) included=(base torch dev) ;;
+        *) echo "error: expected base, torch or dev to set up, got '$what'" >&2 && exit 2 ;;
+    esac
+    if [[ $what != base ]]; then
+        target+="[$what]"
     fi
+    make_venv
+    echo "Installing flashlet ($what) into .venv: this takes a few minutes the first time." >&2
+    "$venv_python" -m pip install --disable-pip-version-check --editable "$target" >&2
+    for what in "${included[@]}"; do
+        echo "$key" >"$root/.venv/installed-$what"
+    done
 }
 
+# Changes with whatever makes an installation out of date.
 setup_key() {
     (cd "$root" && {
         pwd
-        find CMakeLists.txt kernels -type f -not -name "*.py*" -print0 | LC_ALL=C sort -z | xargs -0 cat
-        cat pyproject.toml
+        find kernels -type f -not -name "*.py*" -print0 | LC_ALL=C sort -z | xargs -0 cat
+        cat CMakeLists.txt pyproject.toml
     } | cksum)
 }
 
