@@ -15,6 +15,7 @@ from flashlet.serving.errors import InvalidRequestError
 
 BODY_TIMEOUT = 30.0  # seconds for the whole body
 MAX_FIELDS = 1024  # of any object: each unknown one costs time before the body is refused
+MAX_VALUES = 100_000  # in the whole body; plain values in lists, such as token ids, do not count
 
 
 class JSONRequest(Request):
@@ -65,15 +66,18 @@ def decode_json(body: bytes) -> dict[str, Any]:
         raise InvalidRequestError(f"body: expected JSON: {exc}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise InvalidRequestError("body: expected a JSON object", code="invalid_json")
-    _check_width(value)
+    _check_size(value)
     return value
 
 
-def _check_width(value: Any) -> None:
-    """Raise InvalidRequestError if any object has too many fields."""
-    open_values = [value]
+def _check_size(value: Any) -> None:
+    """Raise InvalidRequestError for what would take long to validate."""
+    open_values, num_values = [value], 0
     while open_values:
         value = open_values.pop()
+        num_values += 1
+        if num_values > MAX_VALUES:
+            raise InvalidRequestError(f"body: expected at most {MAX_VALUES} values, got more")
         if isinstance(value, dict):
             if len(value) > MAX_FIELDS:
                 raise InvalidRequestError(

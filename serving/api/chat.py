@@ -19,7 +19,6 @@ from flashlet.serving.api.responses import json_response, responses
 from flashlet.serving.api.schema.chat import ChatChunk, ChatCompletion, ChatRequest
 from flashlet.serving.api.service import LoadedModel, Service
 from flashlet.serving.api.sse import EventStream, cancel_on_disconnect
-from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.errors import ContextLengthError, InvalidRequestError
 
 ROLE = b'"delta":{"role":"assistant","content":""}'
@@ -68,11 +67,6 @@ async def _queue(service: Service, model: LoadedModel, body: ChatRequest) -> Gen
     return await Generation.submit(service, model, requests, body.num_choices)
 
 
-def _scores(event: TokenEvent, model: LoadedModel, request: GenerationRequest) -> list[TokenLogprobs]:
-    """What `logprobs` lists for this event: its token, unless that only ends the answer."""
-    return [] if event.logprobs is None or model.only_ends(event, request) else [event.logprobs]
-
-
 async def _events(generation: Generation, writer: ChunkWriter, model: LoadedModel) -> AsyncIterator[bytes]:
     """Encoded chunks: the role, one per token, the finish reason, and the usage at the end."""
     started = [False] * len(generation.requests)
@@ -81,8 +75,9 @@ async def _events(generation: Generation, writer: ChunkWriter, model: LoadedMode
         if not started[index]:
             started[index] = True
             chunk = writer.chunk(index, ROLE)
-        scores = _scores(event, model, generation.requests[index])
-        if event.text or scores or event.finish_reason is None:
+        ends = model.only_ends(event, generation.requests[index])
+        scores = [event.logprobs] if event.logprobs is not None and not ends else []
+        if event.text or (event.token_id is not None and not ends):
             logprobs = encode_json(chat_logprobs(model.tokenizer, scores)) if scores else b"null"
             chunk += writer.chunk(index, b'"delta":{"content":%b}' % encode_json(event.text), logprobs)
         if event.finish_reason is not None:
@@ -106,7 +101,8 @@ async def _choices(generation: Generation, model: LoadedModel, body: ChatRequest
     async for index, event in generation.events():
         choice = choices[index]
         choice.text.append(event.text)
-        choice.scores += _scores(event, model, generation.requests[index])
+        if event.logprobs is not None and not model.only_ends(event, generation.requests[index]):
+            choice.scores.append(event.logprobs)
         choice.finish_reason = event.finish_reason
     return [
         {

@@ -72,7 +72,7 @@ async def _events(
     async for index, event in generation.events():
         text, logprobs = choices[index].delta(event)
         chunk = b""
-        if text or logprobs is not None or event.finish_reason is None:
+        if text or logprobs is not None or not choices[index].only_ends(event):
             scores = b"null" if logprobs is None else encode_json(logprobs)
             chunk = writer.chunk(index, b'"text":' + encode_json(text), scores)
         if event.finish_reason is not None:
@@ -106,6 +106,10 @@ class _Choice:
         new = self._logprobs.take() if self._logprobs is not None else None
         return text, new if new is not None and new["tokens"] else None
 
+    def only_ends(self, event: TokenEvent) -> bool:
+        """Whether the event brings no token that belongs to the answer."""
+        return event.token_id is None or self._model.only_ends(event, self._sequence)
+
     def add(self, event: TokenEvent) -> None:
         """Collect one event for `answer`."""
         self._text.append(self._score(event))
@@ -128,8 +132,8 @@ class _Choice:
                 self._logprobs.add(token_id, score, in_text=position > 0 or self._starts_text(token_id, text))
             if event.token_id is not None:
                 hidden = event.token_id in self._model.tokenizer.special_ids
-                ends = self._model.only_ends(event, self._sequence)
-                self._logprobs.add(event.token_id, event.logprobs, in_text=not hidden and not ends)
+                in_text = not hidden and not self.only_ends(event)
+                self._logprobs.add(event.token_id, event.logprobs, in_text)
         return text
 
     def _starts_text(self, token_id: int, text: str) -> bool:

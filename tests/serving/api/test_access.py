@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from flashlet.serving.admin.metrics import Histogram
 
 if TYPE_CHECKING:
-    from .conftest import Server
+    from tests.serving.api.conftest import Server
 
 PATHS = ["/v1/models", "/v1/models/toy", "/metrics", "/tokenizer_info", "/openapi.json", "/docs", "/nowhere"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Server
+    from tests.serving.api.conftest import Server
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "talk about the weather"}]
@@ -234,3 +234,13 @@ def test_logit_bias_and_stop_token(server: Server) -> None:
     assert answer["choices"][0]["message"]["content"] == "" and answer["usage"]["completion_tokens"] == 1
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["choices"][0]["logprobs"]["content"] == []
+
+
+def test_a_token_without_text_has_its_chunk(server: Server) -> None:
+    """Also the last one: clients count chunks."""
+    eos = server.post("/tokenize", prompt="<|im_end|>", add_special_tokens=False).json()["tokens"][0]
+    body = {"logit_bias": {str(eos): 100}, "max_tokens": 4}
+    ignored = streamed(server, ignore_eos=True, **body)
+    assert [chunk["choices"][0]["delta"].get("content") for chunk in ignored] == ["", "", "", "", "", None]
+    ended = streamed(server, **body)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in ended] == [None, "stop"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Server
+    from tests.serving.api.conftest import Server
 
 COMPLETIONS = "/v1/completions"
 

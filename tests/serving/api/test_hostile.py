@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Server
+    from tests.serving.api.conftest import Server
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "hi"}
@@ -143,6 +143,7 @@ BAD_BODIES = [
     b'{"prompt": "\\ud800"}',
     b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     b'{"metadata": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
+    b'{"metadata": {"a": [' + b"{}," * 200_000 + b"{}]}}",
     json.dumps({f"field{i}": 1 for i in range(2000)}).encode(),
 ]
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Server
+    from tests.serving.api.conftest import Server
 
 MESSAGES = [{"role": "user", "content": "talk about the weather"}]
 

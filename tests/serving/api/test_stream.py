@@ -16,7 +16,7 @@ from flashlet.serving.api import sse
 from flashlet.serving.errors import EngineFailedError
 
 if TYPE_CHECKING:
-    from .conftest import Server
+    from tests.serving.api.conftest import Server
 
 COMPLETIONS = "/v1/completions"
 ENDLESS = {"prompt": "the user", "max_tokens": 400, "ignore_eos": True}

@@ -1,0 +1,55 @@
+"""What `load` hands to the server. Imported before the HTTP libraries are, so it needs none of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flashlet.model.chat_template import ChatTemplate
+    from flashlet.model.config import ModelConfig
+    from flashlet.model.tokenizer import Tokenizer
+    from flashlet.serving.engine.engine_loop import EngineLoop
+    from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that answers."""
+
+    name: str
+    engine_loop: EngineLoop
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None  # None: only plain completions
+    config: ModelConfig
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`system_fingerprint`: the same for the same model and shape."""
+        return "fp_" + hashlib.sha256(f"{self.name} {self.config}".encode()).hexdigest()[:10]
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return self.engine_loop.engine.max_model_len
+
+    @property
+    def max_sequences(self) -> int:
+        """Most sequences (prompts x n) that one request may bring: what the empty engine would take."""
+        limits = self.engine_loop.engine.config
+        return limits.max_sequences + limits.max_waiting
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Most bytes of text that one token stands for."""
+        return max(len(self.tokenizer.token_bytes(index)) for index in range(self.tokenizer.vocab_size))
+
+    def only_ends(self, event: TokenEvent, request: GenerationRequest) -> bool:
+        """Whether the event's token is a stop token that has no place in the answer."""
+        if event.finish_reason != "stop":
+            return False
+        if event.token_id in request.stop_token_ids:
+            return not request.include_stop
+        return event.token_id in self.config.eos_token_ids and not request.ignore_eos
