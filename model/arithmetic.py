@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from flashlet.kernels import reference
 from flashlet.kernels.reference import GroupedMatrix
@@ -75,9 +75,7 @@ class ExactArithmetic:
         """See Arithmetic; int8 or binary16 keys and values."""
         if kv.key_scales is None or kv.value_scales is None:
             return reference.attention_fp16(q, kv.keys, kv.values, start, window)
-        return reference.attention_int8(
-            q, kv.keys, kv.key_scales, kv.values, kv.value_scales, start, window
-        )
+        return reference.attention_int8(q, kv.keys, kv.key_scales, kv.values, kv.value_scales, start, window)
 
 
 class FloatArithmetic:
@@ -90,16 +88,16 @@ class FloatArithmetic:
     def embed(self, token_ids: Tensor, table: Matrix, hidden_size: int) -> Tensor:
         """See Arithmetic."""
         assert isinstance(table, Tensor)
-        return F.embedding(token_ids, table)
+        return functional.embedding(token_ids, table)
 
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         """See Arithmetic."""
         assert isinstance(linear.matrix, Tensor)
-        return F.linear(x, linear.matrix, linear.bias)
+        return functional.linear(x, linear.matrix, linear.bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Arithmetic."""
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return functional.rms_norm(x, weight.shape, weight, eps)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See Arithmetic."""
@@ -109,7 +107,7 @@ class FloatArithmetic:
 
     def silu(self, x: Tensor) -> Tensor:
         """See Arithmetic."""
-        return F.silu(x)
+        return functional.silu(x)
 
     def attention(self, q: Tensor, kv: KvBlocks, start: int, window: int) -> Tensor:
         """See Arithmetic; keys and values of any type."""
@@ -120,7 +118,7 @@ class FloatArithmetic:
             visible &= positions > positions[start:, None] - window
         keys = _contiguous(kv.keys, kv.key_scales)[:, :context]
         values = _contiguous(kv.values, kv.value_scales)[:, :context]
-        out = F.scaled_dot_product_attention(
+        out = functional.scaled_dot_product_attention(
             q.transpose(0, 1)[None], keys[None], values[None], attn_mask=visible, enable_gqa=True
         )
         return out[0].transpose(0, 1)

@@ -39,7 +39,7 @@ class TorchExecutor:
     """Executor in plain torch.
 
     With int8 weights on the CPU it follows docs/numerics.md, so results are bit-exact whatever else is in
-    the step. With fp32 weights, or on CUDA, torch's own kernels run, which guarantee rounding-level agreement only.
+    the step. With fp32 weights, or on CUDA, torch's own kernels run, which agree to rounding only.
     """
 
     block_size = BLOCK_SIZE
@@ -122,8 +122,8 @@ class TorchExecutor:
         limits = self._options
         if step.num_tokens > limits.max_step_tokens or len(step.slices) > limits.max_sequences:
             raise ValueError(
-                f"step: expected at most {limits.max_step_tokens} tokens in {limits.max_sequences} sequences, "
-                f"got {step.num_tokens} in {len(step.slices)}"
+                f"step: expected at most {limits.max_step_tokens} tokens in {limits.max_sequences} sequences,"
+                f" got {step.num_tokens} in {len(step.slices)}"
             )
         for item in step.slices:
             length, room = item.start + len(item.token_ids), len(item.block_table) * BLOCK_SIZE
@@ -170,7 +170,9 @@ def _checked_device(options: ExecutorOptions) -> torch.device:
     try:
         device = torch.device(options.device)
     except RuntimeError as error:
-        raise UnsupportedModelError(f"device: expected cpu, cuda or cuda:N, got {options.device!r}") from error
+        raise UnsupportedModelError(
+            f"device: expected cpu, cuda or cuda:N, got {options.device!r}"
+        ) from error
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedModelError(f"device: expected cpu, cuda or cuda:N, got {options.device!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

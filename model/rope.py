@@ -24,15 +24,15 @@ def inverse_frequencies(config: ModelConfig) -> NDArray[np.float64]:
     """Radians per position of each rotated pair, [head_dim / 2], after context scaling."""
     rope = config.rope
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    frequencies = 1.0 / rope.theta**exponents
+    frequencies: NDArray[np.float64] = 1.0 / rope.theta**exponents
     original_context = rope.original_context or config.context_length
     if rope.scaling == "linear":
-        return frequencies / rope.factor
-    if rope.scaling == "llama3":
-        return _llama3(frequencies, rope, original_context)
-    if rope.scaling == "yarn":
-        return _yarn(frequencies, rope, original_context, config.head_dim)
-    return frequencies
+        frequencies = frequencies / rope.factor
+    elif rope.scaling == "llama3":
+        frequencies = _llama3(frequencies, rope, original_context)
+    elif rope.scaling == "yarn":
+        frequencies = _yarn(frequencies, rope, original_context, config.head_dim)
+    return np.divide(frequencies, rope.frequency_factors or 1.0, dtype=np.float64)
 
 
 def _llama3(frequencies: NDArray[np.float64], rope: RopeConfig, original_context: int) -> NDArray[np.float64]:
@@ -40,7 +40,7 @@ def _llama3(frequencies: NDArray[np.float64], rope: RopeConfig, original_context
     turns = original_context * frequencies / (2 * math.pi)
     kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept = np.clip(kept, 0.0, 1.0)
-    return frequencies * (kept + (1.0 - kept) / rope.factor)
+    return np.multiply(frequencies, kept + (1.0 - kept) / rope.factor)
 
 
 def _yarn(
@@ -57,8 +57,8 @@ def _yarn(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     width = high - low or 0.001  # the published code's guard against an empty ramp
-    stretched = np.clip((np.arange(head_dim // 2) - low) / width, 0.0, 1.0)
-    return frequencies * ((1.0 - stretched) + stretched / rope.factor)
+    stretched: NDArray[np.float64] = np.clip((np.arange(head_dim // 2) - low) / width, 0.0, 1.0)
+    return np.multiply(frequencies, (1.0 - stretched) + stretched / rope.factor)
 
 
 def _attention_factor(rope: RopeConfig) -> float:

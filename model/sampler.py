@@ -45,7 +45,8 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> NDArray[np.float3
     counter[:, 2] = position >> 32
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:vocab_size]
     uniform = ((words >> np.uint32(9)).astype(np.float64) + 0.5) * 2.0**-23
-    return (-np.log(-np.log(uniform))).astype(np.float32)
+    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise.astype(np.float32)
 
 
 def sample(logits: NDArray[np.float32], request: SampleRequest) -> int:

@@ -69,7 +69,8 @@ class Transformer:
         ])  # fmt: skip
         rows = _Rows(
             segments,
-            [part.to(self._device) for part in (blocks, positions % BLOCK_SIZE)],
+            blocks.to(self._device),
+            (positions % BLOCK_SIZE).to(self._device),
             self._cos[positions],
             self._sin[positions],
         )
@@ -83,22 +84,21 @@ class Transformer:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: [rows, hidden] -> [rows, vocabulary]."""
-        return self._math.linear(
-            self._norm(hidden, self._weights.final_norm), Linear(self._weights.head)
-        )
+        return self._math.linear(self._norm(hidden, self._weights.final_norm), Linear(self._weights.head))
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else self._math.rms_norm(x, weight, self.config.rms_norm_eps)
 
     def _attention(self, index: int, layer: Layer, x: Tensor, rows: _Rows) -> Tensor:
         config = self.config
-        qkv = self._math.linear(x, layer.qkv).unflatten(1, (-1, config.head_dim))
-        q, k, v = qkv.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
+        qkv = torch.unflatten(self._math.linear(x, layer.qkv), 1, (-1, config.head_dim))
+        q, k, v = torch.split(qkv, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
         q = self._math.rope(self._norm(q, layer.q_norm), rows.cos, rows.sin)
         k = self._math.rope(self._norm(k, layer.k_norm), rows.cos, rows.sin)
-        self._pool.store(index, *rows.slots, k, v)
+        self._pool.store(index, rows.blocks, rows.slots, k, v)
         parts = []
-        for segment, queries in zip(rows.segments, q.split([s.length for s in rows.segments]), strict=True):
+        lengths = [segment.length for segment in rows.segments]
+        for segment, queries in zip(rows.segments, torch.split(q, lengths), strict=True):
             kv = self._pool.read(index, segment.block_table.to(self._device))
             parts.append(self._math.attention(queries, kv, segment.start, config.window(index)))
         return self._math.linear(torch.cat(parts).flatten(1), layer.o)
@@ -113,6 +113,7 @@ class _Rows:
     """What every layer needs to know about the batch."""
 
     segments: Sequence[Segment]
-    slots: Sequence[Tensor]  # block id and slot of each row, int64 [rows] each
+    blocks: Tensor  # int64 [rows]: block id
+    slots: Tensor  # int64 [rows]: place within the block
     cos: Tensor  # [rows, head_dim / 2]
     sin: Tensor
