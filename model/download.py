@@ -126,7 +126,7 @@ def _fetch_rest(
             part.unlink(missing_ok=True)
             raise ChecksumError(f"{public(url)}: expected {size} bytes, the server offers {offered}")
         with removed_if_disk_full(part), part.open("ab" if begin else "wb") as file:
-            _write(file, response.iter_bytes(CHUNK_BYTES), begin, size, progress)
+            _write(file, response.iter_raw(), begin, size, progress)
 
 
 def _offered_size(response: httpx.Response, begin: int) -> int | None:

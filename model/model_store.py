@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashlet.model.errors import ModelNotFoundError
+
+MAX_NAME_BYTES = 200
 _SLASH = "--"  # ORG/REPO is stored as ORG--REPO
 
 
@@ -34,6 +37,8 @@ class ModelStore:
 
     def find(self, name: str) -> Path | None:
         """Path of the model pulled as `name`."""
+        if not _is_name(name):
+            return None
         return next((path for path in self._paths(name) if path.exists()), None)
 
     def models(self) -> list[PulledModel]:
@@ -51,7 +56,12 @@ class ModelStore:
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """One process and thread at a time works on `name`; the others wait."""
+        """One process and thread at a time works on `name`; the others wait.
+
+        Raises ModelNotFoundError for what cannot be a name.
+        """
+        if not _is_name(name):
+            raise ModelNotFoundError(f"{name[:MAX_NAME_BYTES]!r} cannot be the name of a model")
         with self.partial(f"{name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -77,6 +87,15 @@ class ModelStore:
         """Where `name` lies if it is a GGUF file, and if it is a folder."""
         stem = name.replace("/", _SLASH)
         return self.folder / f"{stem}.gguf", self.folder / stem
+
+
+def _is_name(name: str) -> bool:
+    return (
+        bool(name)
+        and name[0] not in "./"
+        and "\0" not in name
+        and len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES
+    )
 
 
 def _name(path: Path) -> str:

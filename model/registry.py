@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -67,9 +68,9 @@ def resolve(name_or_path: str, *, pull_missing: bool = False) -> Path:
     pulled = ModelStore().find(name_or_path)
     if pulled:
         return pulled
-    path = Path(name_or_path).expanduser()
     entry = _entry(name_or_path)
-    if path.exists() and not entry:
+    path = _local_path(name_or_path)
+    if path and not entry:
         return path
     if entry and pull_missing:
         return pull(name_or_path)
@@ -86,8 +87,8 @@ def pull(name_or_repo_or_path: str, progress: Progress | None = None) -> Path:
     name = name_or_repo_or_path
     store = ModelStore()
     entry = _entry(name)
-    path = Path(name).expanduser()
-    if not entry and path.exists():
+    path = _local_path(name)
+    if path and not entry:
         return _pull_local(store, path.resolve())
     if not entry and not _HUB_NAME.fullmatch(name):
         raise _not_found(name)
@@ -97,7 +98,13 @@ def pull(name_or_repo_or_path: str, progress: Progress | None = None) -> Path:
 
 
 def _entry(name: str) -> ModelEntry | None:
-    return next((entry for entry in _registry().models if entry.name == name), None)
+    return next((entry for entry in known_models() if entry.name == name), None)
+
+
+def _local_path(name: str) -> Path | None:
+    """`name` as a path if something is there; os.path takes any text, which pathlib does not."""
+    path = os.path.expanduser(name)  # noqa: PTH111
+    return Path(path) if os.path.exists(path) else None  # noqa: PTH110
 
 
 def _not_found(name: str) -> ModelNotFoundError:
