@@ -47,22 +47,27 @@ def load_int8(
     quantizing. Raises what `open_weights` raises, and FlashletError if the cache cannot be written.
     """
     source_path = source_path.resolve()
-    identity = source_identity(source_path)
-    key = hashlib.sha256(f"{FORMAT} {VERSION} {identity}".encode()).hexdigest()[:24]
-    folder = (cache_dir or default_cache_dir()) / "int8"
-    path = folder / f"{source_path.stem[:80]}-{key}.safetensors"
+    path, identity = _location(source_path, cache_dir)
     report = progress or _no_progress
     try:
         cached = _open(path, identity)
         if cached:
             return cached
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, report):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent, report):
             return _open(path, identity) or _build(source_path, path, report)
     except OSError as error:
         raise FlashletError(
             f"cannot write the weight cache {path}: {error}; FLASHLET_CACHE can name another folder"
         ) from error
+
+
+def find_int8(source_path: Path, cache_dir: Path | None = None) -> Int8Weights | None:
+    """The int8 weights of the model at `source_path` if the cache has them; writes nothing.
+
+    Raises what reading the identity of the source raises.
+    """
+    return _open(*_location(source_path.resolve(), cache_dir))
 
 
 def verify(weights: Int8Weights) -> None:
@@ -83,6 +88,14 @@ def default_cache_dir() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "flashlet"
+
+
+def _location(source_path: Path, cache_dir: Path | None) -> tuple[Path, str]:
+    """Where the weights of this source are cached, and the identity of the source."""
+    identity = source_identity(source_path)
+    key = hashlib.sha256(f"{FORMAT} {VERSION} {identity}".encode()).hexdigest()[:24]
+    folder = (cache_dir or default_cache_dir()) / "int8"
+    return folder / f"{source_path.stem[:80]}-{key}.safetensors", identity
 
 
 def _open(path: Path, identity: str) -> Int8Weights | None:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from flashlet.serving.cli.bench import bench
 from flashlet.serving.cli.chat import chat
+from flashlet.serving.cli.doctor import doctor
 from flashlet.serving.cli.errors import CommandGroup
 from flashlet.serving.cli.generate import generate
 from flashlet.serving.cli.models import inspect, models, pull
@@ -36,6 +38,8 @@ app.command(rich_help_panel="Run a model")(generate)
 app.command(rich_help_panel="Manage models")(pull)
 app.command(rich_help_panel="Manage models")(models)
 app.command(rich_help_panel="Manage models")(inspect)
+app.command(rich_help_panel="Measure")(bench)
+app.command(rich_help_panel="Measure")(doctor)
 
 
 @app.callback()

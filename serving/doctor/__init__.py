@@ -1,0 +1,1 @@
+"""What this machine can serve, how fast, and what stands in the way."""
