@@ -47,6 +47,26 @@ def test_sentencepiece_text_that_continues_keeps_its_space(spm: Any) -> None:
     assert "".join(map(decoder.push, ids)) + decoder.finish() == " brown fox"
 
 
+def test_sentencepiece_prefix_only_at_the_start(spm: Any, tmp_path: Path) -> None:
+    """`"legacy": false` in tokenizer_config.json: no space goes before what follows a special token."""
+    reference, folder = spm
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"legacy": false, "add_bos_token": false}')
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.encode("Hi</s>there")
+    assert ids[: len(reference.encode("Hi")) + 1] == [*reference.encode("Hi"), 2]
+    assert tokenizer.decode(ids) == "Hithere"
+
+
+def test_sentencepiece_byte_tokens(spm: Any) -> None:
+    reference, folder = spm
+    tokenizer = load_tokenizer(folder)
+    newline = reference.PieceToId("<0x0A>")
+    assert tokenizer.encode("\n", add_special_tokens=False)[-1] == newline
+    assert tokenizer.token_bytes(newline) == b"\n"
+    assert newline not in tokenizer.encode("<0x0A>")
+
+
 @pytest.mark.parametrize("options", [{"add_dummy_prefix": False}, {"user_defined_symbols": ["<sep>", "[X]"]}])
 def test_other_sentencepiece_models(kit: SimpleNamespace, tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "tokenizer.model").write_bytes(kit.train_sentencepiece(**options))
