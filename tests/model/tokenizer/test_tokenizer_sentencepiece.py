@@ -61,10 +61,10 @@ def test_sentencepiece_prefix_only_at_the_start(spm: Any, tmp_path: Path) -> Non
 def test_sentencepiece_byte_tokens(spm: Any) -> None:
     reference, folder = spm
     tokenizer = load_tokenizer(folder)
-    newline = reference.PieceToId("<0x0A>")
-    assert tokenizer.encode("\n", add_special_tokens=False)[-1] == newline
-    assert tokenizer.token_bytes(newline) == b"\n"
-    assert newline not in tokenizer.encode("<0x0A>")
+    bell = reference.PieceToId("<0x07>")
+    assert tokenizer.encode("\x07", add_special_tokens=False)[-1] == bell
+    assert tokenizer.token_bytes(bell) == b"\x07"
+    assert bell not in tokenizer.encode("<0x07>")
 
 
 @pytest.mark.parametrize("options", [{"add_dummy_prefix": False}, {"user_defined_symbols": ["<sep>", "[X]"]}])
