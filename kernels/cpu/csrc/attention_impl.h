@@ -70,17 +70,27 @@ void store_kv(uint8_t* cell, KvFormat format, int slot, int head_dim, const floa
     }
 }
 
+// Makes one tile of rows that were quantized as tiles of their own.
+template <int Rows>
+inline void interleave(const int16_t* const* rows, int n, int16_t* tile) {
+    for (int i = 0; i < n; i += kInputs) {
+        for (int r = 0; r < Rows; ++r, tile += kInputs)
+            __builtin_memcpy(tile, rows[r] + i, kInputs * sizeof(int16_t));
+    }
+}
+
 // How keys and values of one block are read; `first` and `count` of visible tokens are the caller's business.
 struct Int8Kv {
     template <int Rows>
-    static void scores(const AttentionTile& tile, const uint8_t* cell, int padded_dim, float* const* out) {
+    static void scores(const AttentionTile& tile, const int16_t* queries, const uint8_t* cell, int padded_dim,
+                       float* const* out) {
         const size_t plane = static_cast<size_t>(kBlock) * padded_dim;
         const float* key_scales = reinterpret_cast<const float*>(cell + 2 * plane);
         for (int panel = 0; panel < kBlock / kLanes; ++panel) {
             I32x16 sums[Rows];
             dot_panel<Rows>(
                 reinterpret_cast<const int8_t*>(cell) + static_cast<size_t>(panel) * padded_dim * kLanes,
-                padded_dim, tile.queries, sums);
+                padded_dim, queries, sums);
             const F32x16 scale = load(key_scales + panel * kLanes);
             for (int r = 0; r < Rows; ++r) {
                 store(out[r] + panel * kLanes,
@@ -92,20 +102,18 @@ struct Int8Kv {
     static void accumulate(const uint8_t* cell, int padded_dim, const float* const* weights, float* acc) {
         const size_t plane = static_cast<size_t>(kBlock) * padded_dim;
         const float* value_scales = reinterpret_cast<const float*>(cell + 2 * plane) + kBlock;
-        alignas(64) int16_t codes[Rows][kBlock];
-        const int16_t* rows[Rows];
+        alignas(64) int16_t codes[Rows * kBlock];
         float scales[Rows];
         for (int r = 0; r < Rows; ++r) {
             alignas(64) float w[kBlock];
             for (int i = 0; i < kBlock; i += kLanes)
                 store(w + i, mul(load(weights[r] + i), load(value_scales + i)));
-            scales[r] = quantize(w, kBlock, codes[r]);
-            rows[r] = codes[r];
+            scales[r] = quantize(w, kBlock, codes, r, Rows);
         }
         const int8_t* values = reinterpret_cast<const int8_t*>(cell + plane);
         for (int d = 0; d < padded_dim; d += kLanes, values += kBlock * kLanes) {
             I32x16 sums[Rows];
-            dot_panel<Rows>(values, kBlock, rows, sums);
+            dot_panel<Rows>(values, kBlock, codes, sums);
             for (int r = 0; r < Rows; ++r) {
                 float* a = acc + r * padded_dim + d;
                 store(a, fma(to_float(sums[r]), splat(scales[r]), load(a)));
@@ -116,7 +124,8 @@ struct Int8Kv {
 
 struct Fp16Kv {
     template <int Rows>
-    static void scores(const AttentionTile& tile, const uint8_t* cell, int padded_dim, float* const* out) {
+    static void scores(const AttentionTile& tile, const int16_t*, const uint8_t* cell, int padded_dim,
+                       float* const* out) {
         const uint16_t* keys = reinterpret_cast<const uint16_t*>(cell);
         for (int panel = 0; panel < kBlock / kLanes;
              ++panel, keys += static_cast<size_t>(padded_dim) * kLanes) {
@@ -191,10 +200,12 @@ void attend(const AttentionTile& tile, const AttentionScratch& scratch) {
     const auto row_scores = [&](int r) {
         return scratch.scores + static_cast<size_t>(r) * scratch.score_stride;
     };
+    alignas(64) int16_t queries[Rows * kMaxHeadDim];
+    if (tile.kv.format == KvFormat::kInt8) interleave<Rows>(tile.queries, padded_dim, queries);
     for (int block = low; block <= high; ++block) {
         float* out[Rows];
         for (int r = 0; r < Rows; ++r) out[r] = row_scores(r) + block * kBlock;
-        Kv::template scores<Rows>(tile, cell(block), padded_dim, out);
+        Kv::template scores<Rows>(tile, queries, cell(block), padded_dim, out);
     }
     float denominators[Rows];
     for (int r = 0; r < Rows; ++r) {

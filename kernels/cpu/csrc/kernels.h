@@ -27,11 +27,25 @@ struct PackedMatrix {
     int groups = 0;
 };
 
-// Rows of activations as 13-bit integers; the order of the integers inside a row is the kernels' own.
+// Rows are multiplied in tiles of at most kMaxTile, of nearly equal height.
+struct RowTile {
+    int first, rows;
+};
+constexpr RowTile tile_of(int row, int total) {
+    const int tiles = (total + kMaxTile - 1) / kMaxTile;
+    int tile = row * tiles / total;
+    while (total * (tile + 1) / tiles <= row) ++tile;
+    const int first = total * tile / tiles;
+    return {first, total * (tile + 1) / tiles - first};
+}
+
+// Rows of activations as 13-bit integers. The rows of a tile are interleaved in units of a few inputs,
+// [stride / unit][rows of the tile][unit], so that a product walks one pointer; unit and the order inside
+// it are the kernels' own. The tile that starts at row r starts at values + r * stride.
 struct QuantizedRows {
-    const int16_t* values;  // [rows][stride]
-    const float* scales;    // [rows]
-    int stride;             // a multiple of kGroup
+    const int16_t* values;
+    const float* scales;  // [rows]
+    int stride;           // a multiple of kGroup
 };
 
 enum class Epilogue {
@@ -59,7 +73,7 @@ struct KvView {
 
 // Up to kMaxTile query rows that read the same key-value head of one sequence.
 struct AttentionTile {
-    const int16_t* queries[kMaxTile];    // int8 KV: quantized query heads
+    const int16_t* queries[kMaxTile];    // int8 KV: query heads, each quantized as a tile of its own
     const float* queries_f32[kMaxTile];  // fp16 KV: the query heads themselves
     float query_scales[kMaxTile];        // int8 KV: scale times softmax scale; fp16 KV: softmax scale
     int positions[kMaxTile];             // of each row, so that it sees 0 .. position
@@ -84,8 +98,9 @@ struct KernelTable {
     // y[i] = x[i] / rms(x) * weight[i]; n real values, buffers padded to a multiple of 16 with zeros.
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
 
-    // Quantizes n floats (padded with zeros to n_padded, a multiple of 16); returns the scale.
-    float (*quantize)(const float* x, int n_padded, int16_t* q);
+    // Quantizes n floats (padded with zeros to a multiple of 16) as row `index` of a tile of `rows` rows
+    // whose integers start at `tile`; returns the scale.
+    float (*quantize)(const float* x, int n, int16_t* tile, int index, int rows);
 
     // Multiplies rows by panels [begin, end). Gated: begin and end are even. out: [rows][out_stride].
     void (*matmul)(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end,

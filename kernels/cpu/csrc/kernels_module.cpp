@@ -71,7 +71,10 @@ class Kernels {
         std::vector<float> scales(rows), row(static_cast<size_t>(stride));
         for (size_t r = 0; r < rows; ++r) {
             std::memcpy(row.data(), x.data() + r * inputs, inputs * sizeof(float));
-            scales[r] = table_.quantize(row.data(), stride, q.data() + r * static_cast<size_t>(stride));
+            const RowTile tile = tile_of(static_cast<int>(r), static_cast<int>(rows));
+            scales[r] = table_.quantize(
+                row.data(), stride, q.data() + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
+                static_cast<int>(r) - tile.first, tile.rows);
         }
         const int width = w.panels * kLanes;
         std::vector<float> out(rows * static_cast<size_t>(width));

@@ -106,18 +106,21 @@ inline __m256i widen(const int8_t* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline Weights load_weights(const int8_t* p) { return {widen(p), widen(p + 16)}; }
-inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
+// In assembly because the compiler copies and spills the sums of a tall tile.
+inline void accumulate_pairs(__m256i& acc, __m256i w, __m256i x) {
 #ifdef __AVXVNNI__
-    return _mm256_dpwssd_avx_epi32(acc, w, x);
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
 #else
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+    __m256i product;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(w), "x"(x));
 #endif
 }
-inline I32x16 dot(I32x16 acc, Weights w, const int16_t* x) {
+inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
     int32_t pair;
     std::memcpy(&pair, x, sizeof pair);
     const __m256i both = _mm256_set1_epi32(pair);
-    return {dot_pairs(acc.lo, w.lo, both), dot_pairs(acc.hi, w.hi, both)};
+    accumulate_pairs(acc.lo, w.lo, both);
+    accumulate_pairs(acc.hi, w.hi, both);
 }
 inline void arrange(int16_t*, int) {}
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

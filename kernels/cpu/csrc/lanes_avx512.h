@@ -75,10 +75,11 @@ struct Weights {
 inline Weights load_weights(const int8_t* p) {
     return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-inline I32x16 dot(I32x16 acc, Weights w, const int16_t* x) {
-    int32_t pair;
-    std::memcpy(&pair, x, sizeof pair);
-    return {_mm512_dpwssd_epi32(acc.v, w.v, _mm512_set1_epi32(pair))};
+inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
+    // In assembly because the compiler neither folds the broadcast nor keeps the sum in its register.
+    asm("vpdpwssd %2%{1to16%}, %1, %0"
+        : "+v"(acc.v)
+        : "v"(w.v), "m"(*reinterpret_cast<const int16_t (*)[2]>(x)));
 }
 inline void arrange(int16_t*, int) {}
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

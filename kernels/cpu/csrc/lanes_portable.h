@@ -176,11 +176,10 @@ struct Weights {
 };
 inline Weights load_weights(const int8_t* p) { return {p}; }
 // acc[o] += sum over the inputs of w[o][k] * x[k].
-inline I32x16 dot(I32x16 acc, Weights w, const int16_t* x) {
+inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
     for (int i = 0; i < 16; ++i) acc.v[i] += w.p[2 * i] * x[0] + w.p[2 * i + 1] * x[1];
-    return acc;
 }
-// Order in which `dot` wants the integers of a row: here, as they are.
+// Puts the integers of a row into the order that accumulate_dot wants: here, as they are.
 inline void arrange(int16_t*, int) {}
 inline void prefetch(const void*) {}
 

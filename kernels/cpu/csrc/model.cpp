@@ -16,7 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kPrivateRows = 2;  // up to here each thread quantizes for itself: cheaper than a barrier
 constexpr int kLogitRows = 24;   // rows of logits held at once
-constexpr int kStagesPerLayer = 9;
+constexpr int kStagesPerLayer = 10;  // each ends with finish()
 
 int stages_needed(int layers, int max_logit_rows) {
     return 2 + layers * kStagesPerLayer + 3 * ((max_logit_rows + kLogitRows - 1) / kLogitRows);
@@ -169,54 +169,37 @@ void Model::embed(Worker& worker) {
     finish(worker, Stage::kEmbed);
 }
 
-void Model::quantize_row(Worker& worker, const float* x, const float* norm, int width, int stride, int16_t* q,
-                         float* scale) {
+void Model::quantize_row(Worker& worker, const float* x, const float* norm, int width, int stride,
+                         RowTarget target) {
     if (norm != nullptr) {
         std::fill_n(worker.normed.begin() + width, stride - width, 0.0f);
         kernels_.rms_norm(x, norm, width, shape_.rms_norm_eps, worker.normed.data());
         x = worker.normed.data();
     }
-    *scale = kernels_.quantize(x, stride, q);
+    const RowTile tile = tile_of(target.row, target.total);
+    target.scales[target.row] = kernels_.quantize(
+        x, stride, target.values + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
+        target.row - tile.first, tile.rows);
 }
 
-QuantizedRows Model::normed(Worker& worker, const float* weight) {
-    const auto stride = static_cast<size_t>(hidden_);
-    const bool alone = plan_->rows() <= kPrivateRows;
-    int16_t* q = alone ? worker.quantized.data() : quantized_.data();
+QuantizedRows Model::quantized(Worker& worker, const float* x, const float* norm, int width, int stride) {
+    const int total = plan_->rows();
+    const bool alone = total <= kPrivateRows;
+    int16_t* values = alone ? worker.quantized.data() : quantized_.data();
     float* scales = alone ? worker.scales.data() : scales_.data();
     const auto rows = [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
-            const auto i = static_cast<size_t>(row);
-            quantize_row(worker, residual_.data() + i * stride, weight, shape_.hidden_size, hidden_,
-                         q + i * stride, scales + i);
+            quantize_row(worker, x + static_cast<size_t>(row) * static_cast<size_t>(stride), norm, width,
+                         stride, {values, scales, row, total});
         }
     };
     if (alone) {
-        rows(0, plan_->rows());
+        rows(0, total);
     } else {
-        counters_.each(worker.stage, plan_->rows(), 8, rows);
+        counters_.each(worker.stage, total, kMaxTile, rows);
         finish(worker, Stage::kNorm);
     }
-    return {q, scales, hidden_};
-}
-
-QuantizedRows Model::quantized(Worker& worker, const float* x, int width, int stride) {
-    const bool alone = plan_->rows() <= kPrivateRows;
-    int16_t* q = alone ? worker.quantized.data() : quantized_.data();
-    float* scales = alone ? worker.scales.data() : scales_.data();
-    const auto rows = [&](int begin, int end) {
-        for (int row = begin; row < end; ++row) {
-            const auto at = static_cast<size_t>(row) * static_cast<size_t>(stride);
-            quantize_row(worker, x + at, nullptr, width, stride, q + at, scales + row);
-        }
-    };
-    if (alone) {
-        rows(0, plan_->rows());
-    } else {
-        counters_.each(worker.stage, plan_->rows(), 8, rows);
-        finish(worker, Stage::kNorm);
-    }
-    return {q, scales, stride};
+    return {values, scales, stride};
 }
 
 void Model::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows,
@@ -232,8 +215,8 @@ void Model::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& 
 void Model::layer(Worker& worker, int index) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
     const int rows = plan_->rows();
-    product(worker, w.qkv, normed(worker, w.attn_norm), rows, Epilogue::kStore, qkv_.data(), qkv_stride_,
-            Stage::kQkv);
+    product(worker, w.qkv, quantized(worker, residual_.data(), w.attn_norm, shape_.hidden_size, hidden_),
+            rows, Epilogue::kStore, qkv_.data(), qkv_stride_, Stage::kQkv);
     if (rotate_first_) {  // tiles read keys that other units rotate: all of them must lie in the pool first
         counters_.each(worker.stage, rows, 2, [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
@@ -247,12 +230,12 @@ void Model::layer(Worker& worker, int index) {
     });
     finish(worker, Stage::kAttention);
     const int query_stride = round_up(query_size_, kGroup);
-    product(worker, w.o, quantized(worker, attended_.data(), query_size_, query_stride), rows, Epilogue::kAdd,
-            residual_.data(), hidden_, Stage::kOutput);
-    product(worker, w.gate_up, normed(worker, w.ffn_norm), rows, Epilogue::kGatedSilu, ffn_.data(),
-            ffn_stride_, Stage::kGateUp);
-    product(worker, w.down, quantized(worker, ffn_.data(), shape_.intermediate_size, ffn_stride_), rows,
-            Epilogue::kAdd, residual_.data(), hidden_, Stage::kDown);
+    product(worker, w.o, quantized(worker, attended_.data(), nullptr, query_size_, query_stride), rows,
+            Epilogue::kAdd, residual_.data(), hidden_, Stage::kOutput);
+    product(worker, w.gate_up, quantized(worker, residual_.data(), w.ffn_norm, shape_.hidden_size, hidden_),
+            rows, Epilogue::kGatedSilu, ffn_.data(), ffn_stride_, Stage::kGateUp);
+    product(worker, w.down, quantized(worker, ffn_.data(), nullptr, shape_.intermediate_size, ffn_stride_),
+            rows, Epilogue::kAdd, residual_.data(), hidden_, Stage::kDown);
 }
 
 // RoPE for one key-value head of one row and the query heads that share it; K and V go to the pool.
@@ -289,7 +272,7 @@ void Model::rotate_and_store(int layer, int row, int kv_head) {
             std::fill_n(head, padded_dim, 0.0f);
             std::copy_n(query, dim, head);
             int16_t* q = queries_.data() + slot * static_cast<size_t>(padded_dim);
-            query_scales_[slot] = kernels_.quantize(head, padded_dim, q) * softmax_scale;
+            query_scales_[slot] = kernels_.quantize(head, padded_dim, q, 0, 1) * softmax_scale;
         } else {
             query_scales_[slot] = softmax_scale;
         }
@@ -334,7 +317,7 @@ void Model::logits(Worker& worker) {
                 const auto row = static_cast<size_t>(plan_->logit_rows[static_cast<size_t>(first + i)].row);
                 quantize_row(worker, residual_.data() + row * static_cast<size_t>(hidden_),
                              weights_.final_norm, shape_.hidden_size, hidden_,
-                             quantized_.data() + static_cast<size_t>(i * hidden_), scales_.data() + i);
+                             {quantized_.data(), scales_.data(), i, rows});
             }
         });
         finish(worker, Stage::kNorm);

@@ -102,10 +102,14 @@ class Model {
     void run(Worker& worker);
     void embed(Worker& worker);
     void layer(Worker& worker, int index);
-    QuantizedRows normed(Worker& worker, const float* weight);
-    QuantizedRows quantized(Worker& worker, const float* x, int width, int stride);
-    void quantize_row(Worker& worker, const float* x, const float* norm, int width, int stride, int16_t* q,
-                      float* scale);
+    struct RowTarget {  // row `row` of `total` rows of quantized activations
+        int16_t* values;
+        float* scales;
+        int row, total;
+    };
+    QuantizedRows quantized(Worker& worker, const float* x, const float* norm, int width, int stride);
+    void quantize_row(Worker& worker, const float* x, const float* norm, int width, int stride,
+                      RowTarget target);
     void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
                  float* out, int out_stride, Stage stage);
     void rotate_and_store(int layer, int row, int kv_head);

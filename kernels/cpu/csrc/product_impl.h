@@ -5,30 +5,32 @@
 
 namespace flashlet::FLASHLET_ISA {
 
-// Integer product of one int8 panel [inputs / 2][16 outputs][2] with `Rows` rows: exact, so partial sums may
-// be kept in several accumulators where few rows would leave the multipliers waiting.
+// Integer product of one int8 panel [inputs / 2][16 outputs][2] with a tile of rows: exact, so partial sums
+// may be kept in several accumulators where few rows would leave the multipliers waiting.
 template <int Rows>
-inline void dot_panel(const int8_t* w, int inputs, const int16_t* const* x, I32x16* out) {
+inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out) {
     constexpr int kSplit = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
-    I32x16 acc[Rows][kSplit];
-#pragma GCC unroll 12
-    for (int r = 0; r < Rows; ++r) {
+    I32x16 acc[kSplit][Rows];
 #pragma GCC unroll 4
-        for (int s = 0; s < kSplit; ++s) acc[r][s] = splat_int(0);
+    for (int s = 0; s < kSplit; ++s) {
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; ++r) acc[s][r] = splat_int(0);
     }
     for (int k = 0; k < inputs; k += kInputs * kSplit) {
 #pragma GCC unroll 4
         for (int s = 0; s < kSplit; ++s) {
             const Weights weights = load_weights(w + (k + s * kInputs) * kLanes);
 #pragma GCC unroll 12
-            for (int r = 0; r < Rows; ++r) acc[r][s] = dot(acc[r][s], weights, x[r] + k + s * kInputs);
+            for (int r = 0; r < Rows; ++r) {
+                accumulate_dot(acc[s][r], weights, x + (k + s * kInputs) * Rows + r * kInputs);
+            }
         }
     }
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r) {
-        if constexpr (kSplit == 4) acc[r][0] = add(add(acc[r][0], acc[r][1]), add(acc[r][2], acc[r][3]));
-        if constexpr (kSplit == 2) acc[r][0] = add(acc[r][0], acc[r][1]);
-        out[r] = acc[r][0];
+        if constexpr (kSplit == 4) acc[0][r] = add(add(acc[0][r], acc[1][r]), add(acc[2][r], acc[3][r]));
+        if constexpr (kSplit == 2) acc[0][r] = add(acc[0][r], acc[1][r]);
+        out[r] = acc[0][r];
     }
 }
 
@@ -36,7 +38,7 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* const* x, I32x
 struct Int8Groups {
     static constexpr int kBytes = kCellBytes;
     template <int Rows>
-    static void multiply(const uint8_t* cell, const int16_t* const* x, F32x16* acc) {
+    static void multiply(const uint8_t* cell, const int16_t* x, F32x16* acc) {
         I32x16 sums[Rows];
         dot_panel<Rows>(reinterpret_cast<const int8_t*>(cell + kScaleBytes), kGroup, x, sums);
         const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell));
@@ -49,16 +51,11 @@ struct Int8Groups {
 template <class Format, int Rows>
 inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows& x, int row, F32x16* out) {
     const uint8_t* cell = w.cells + static_cast<size_t>(panel) * w.groups * Format::kBytes;
-    const int16_t* rows[Rows];
+    const int16_t* tile = x.values + static_cast<size_t>(row) * x.stride;
 #pragma GCC unroll 12
-    for (int r = 0; r < Rows; ++r) {
-        rows[r] = x.values + static_cast<size_t>(row + r) * x.stride;
-        out[r] = splat(0.0f);
-    }
-    for (int g = 0; g < w.groups; ++g, cell += Format::kBytes) {
-        Format::template multiply<Rows>(cell, rows, out);
-#pragma GCC unroll 12
-        for (int r = 0; r < Rows; ++r) rows[r] += kGroup;
+    for (int r = 0; r < Rows; ++r) out[r] = splat(0.0f);
+    for (int g = 0; g < w.groups; ++g, cell += Format::kBytes, tile += kGroup * Rows) {
+        Format::template multiply<Rows>(cell, tile, out);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r) out[r] = mul(out[r], splat(x.scales[row + r]));
@@ -138,10 +135,10 @@ struct Int8Tile {
 void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,
             float* out, int out_stride) {
     const MatmulTask task{w, x, begin, end, epilogue, out, out_stride};
-    const int tiles = (rows + kMaxTile - 1) / kMaxTile;
-    for (int tile = 0; tile < tiles; ++tile) {  // tiles of nearly equal height
-        const int first = rows * tile / tiles;
-        dispatch_rows<Int8Tile>(rows * (tile + 1) / tiles - first, task, first);
+    for (int row = 0; row < rows;) {
+        const RowTile tile = tile_of(row, rows);
+        dispatch_rows<Int8Tile>(tile.rows, task, row);
+        row += tile.rows;
     }
 }
 

@@ -59,12 +59,18 @@ inline float abs_max(const float* x, int n) {
 
 inline constexpr float kTiny = 0x1p-100f;  // below this a row counts as zero, so that 1 / scale stays finite
 
-float quantize(const float* x, int n, int16_t* q) {
+float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
     const float largest = abs_max(x, n);
     const bool zero = !(largest >= kTiny);
     const F32x16 inverse = splat(zero ? 0.0f : static_cast<float>(kMaxQuantized) / largest);
-    for (int i = 0; i < n; i += kLanes) store_int16(q + i, to_int(mul(load(x + i), inverse)));
-    arrange(q, n);
+    int16_t* out = tile + index * kInputs;
+    for (int i = 0; i < n; i += kLanes, out += rows * kLanes) {
+        alignas(64) int16_t q[kLanes];
+        store_int16(q, to_int(mul(load(x + i), inverse)));
+        arrange(q, kLanes);
+        for (int j = 0; j < kLanes; j += kInputs)
+            __builtin_memcpy(out + j * rows, q + j, kInputs * sizeof(int16_t));
+    }
     return zero ? 0.0f : largest / static_cast<float>(kMaxQuantized);
 }
 
