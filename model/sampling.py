@@ -24,7 +24,7 @@ class SamplingParams:
     min_p: float = 0.0
     presence_penalty: float = 0.0  # subtracted once from every token already generated
     frequency_penalty: float = 0.0  # subtracted per occurrence among the generated tokens
-    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of prompt and output tokens
+    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of all tokens so far
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit), ids distinct
     seed: int = 0  # 64 bits, unsigned
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'
@@ -32,9 +32,7 @@ class SamplingParams:
     @property
     def needs_history(self) -> bool:
         """Whether sampling looks at the tokens before."""
-        return (
-            self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-        )
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
 @dataclass(frozen=True, slots=True)

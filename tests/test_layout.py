@@ -43,7 +43,10 @@ MAX_LINES = 400
 def needs_torch(path: Path) -> bool:
     """Whether this file is part of the torch implementation."""
     relative = path.relative_to(ROOT)
-    return relative.as_posix() in TORCH_MODEL or relative.parts[:2] in {("kernels", "gpu"), ("kernels", "reference")}
+    return relative.as_posix() in TORCH_MODEL or relative.parts[:2] in {
+        ("kernels", "gpu"),
+        ("kernels", "reference"),
+    }
 
 
 def imported_modules(nodes: Iterator[ast.AST]) -> Iterator[str]:
