@@ -13,6 +13,7 @@ ACTIVATION_LIMIT = 4095
 KV_LIMIT = 127
 _ZERO_BELOW = 2.0**-100
 _TILE = 1 << 16  # float64 accumulators at a time: they stay in the cache
+_TILE_ROWS = 32  # enough to use each weight often
 
 
 def quantize_rows(x: Tensor, limit: int = ACTIVATION_LIMIT) -> tuple[Tensor, Tensor]:
@@ -58,8 +59,8 @@ def linear_int8(x: Tensor, matrix: GroupedMatrix, bias: Tensor | None = None) ->
     q, scale = quantize_rows(x)
     q = _in_groups(q).transpose(0, 1).contiguous()
     result = torch.empty(len(x), matrix.scale.shape[1])
-    columns = min(result.shape[1], _TILE)
-    rows = max(1, _TILE // columns)
+    rows = min(len(x), _TILE_ROWS)
+    columns = _TILE // max(1, rows)
     for top in range(0, len(x), rows):
         for left in range(0, result.shape[1], columns):
             tile = slice(top, top + rows), slice(left, left + columns)

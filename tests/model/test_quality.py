@@ -19,6 +19,7 @@ from flashlet.model.step import SequenceSlice, Step
 from flashlet.model.tokenizer import load_tokenizer
 from flashlet.model.weights import open_weights
 
+pytestmark = pytest.mark.timeout(900)  # a minute of work on an idle core
 PROSE = Path(__file__).parents[1] / "data" / "prose.txt"
 PROMPTS = [
     "The capital of France is", "Once upon a time", "In the beginning", "Water boils at",
