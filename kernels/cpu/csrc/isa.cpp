@@ -4,6 +4,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace flashlet {
@@ -32,7 +35,7 @@ std::vector<const KernelTable*> available_kernels() {
     if (avx2 && has_avxvnni()) tables.push_back(avxvnni_kernels());
     if (avx2) tables.push_back(avx2_kernels());
 #elif defined(__aarch64__)
-    tables.push_back(neon_kernels());
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) tables.push_back(neon_kernels());
 #endif
     tables.push_back(portable_kernels());
     return tables;

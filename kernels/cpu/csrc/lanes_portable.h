@@ -78,9 +78,9 @@ inline I32x16 splat_int(int32_t x) {
     I32x16 r;
     FLASHLET_EACH(x);
 }
-inline I32x16 add(I32x16 a, I32x16 b) {
+inline I32x16 add(I32x16 a, I32x16 b) {  // wraps around
     I32x16 r;
-    FLASHLET_EACH(a.v[i] + b.v[i]);
+    FLASHLET_EACH(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])));
 }
 inline I32x16 bit_and(I32x16 a, I32x16 b) {
     I32x16 r;
@@ -170,6 +170,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
 }
 
 // Weights of kInputs inputs x 16 outputs, one step of a panel.
+inline constexpr int kMaxRows = 4;  // of a tile
 inline constexpr int kInputs = 2;
 struct Weights {
     const int8_t* p;  // [16 outputs][2 inputs]

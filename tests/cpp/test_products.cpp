@@ -1,0 +1,184 @@
+// Matrix products: every instruction set against the literal definition, bit for bit.
+#include <algorithm>
+
+#include "check.h"
+#include "data.h"
+
+using namespace flashlet;
+
+namespace {
+
+// Rows in the tiles that `matmul` wants.
+struct Rows {
+    std::vector<int16_t> values;
+    std::vector<float> scales;
+    int count, stride;
+
+    Rows(const KernelTable& kernels, const std::vector<float>& x, int rows, int width)
+        : values(static_cast<size_t>(rows * width)),
+          scales(static_cast<size_t>(rows)),
+          count(rows),
+          stride(width) {
+        for (int row = 0; row < rows; ++row) {
+            const RowTile tile = tile_of(row, rows, kernels.max_rows);
+            scales[static_cast<size_t>(row)] =
+                kernels.quantize(x.data() + row * width, width, values.data() + tile.first * width,
+                                 row - tile.first, tile.rows);
+        }
+    }
+    QuantizedRows view() const { return {values.data(), scales.data(), stride}; }
+};
+
+std::vector<float> product(const KernelTable& kernels, const Matrix& w, const std::vector<float>& x, int rows,
+                           Epilogue epilogue, std::vector<float> out) {
+    const Rows quantized(kernels, x, rows, w.groups * kGroup);
+    const int stride = static_cast<int>(out.size()) / rows;
+    const int middle = w.panels / 4 * 2;  // two calls: panels are independent
+    kernels.matmul(w.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride);
+    kernels.matmul(w.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride);
+    return out;
+}
+
+std::vector<float> naive_linear(Matrix& w, const std::vector<float>& x, int rows) {
+    const int width = w.groups * kGroup, outputs = w.panels * kLanes;
+    std::vector<float> out;
+    for (int row = 0; row < rows; ++row) {
+        const Quantized quantized = naive_quantize(x.data() + row * width, width, kMaxQuantized);
+        for (int o = 0; o < outputs; ++o) {
+            float acc = 0.0f;
+            for (int g = 0; g < width; g += kGroup) {
+                int64_t sum = 0;
+                for (int i = g; i < g + kGroup; ++i)
+                    sum += w.code(o, i) * quantized.q[static_cast<size_t>(i)];
+                acc = std::fma(static_cast<float>(sum), half_value(w.scale(o, g)), acc);
+            }
+            acc *= quantized.scale;
+            out.push_back(w.bias.empty() ? acc : acc + w.bias[static_cast<size_t>(o)]);
+        }
+    }
+    return out;
+}
+
+std::vector<float> naive_epilogue(Epilogue epilogue, const std::vector<float>& linear, int outputs,
+                                  const std::vector<float>& before) {
+    const KernelTable& portable = *portable_kernels();
+    std::vector<float> out = before;
+    for (size_t i = 0; i < out.size(); ++i) {
+        if (epilogue == Epilogue::kStore) out[i] = linear[i];
+        if (epilogue == Epilogue::kAdd) out[i] = before[i] + linear[i];
+        if (epilogue == Epilogue::kGatedSilu) {
+            const size_t row = i / static_cast<size_t>(outputs / 2), o = i % static_cast<size_t>(outputs / 2);
+            const float* gate = linear.data() + row * static_cast<size_t>(outputs) + o / kLanes * 2 * kLanes;
+            const float x = gate[o % kLanes];
+            out[i] = x / (1.0f + kernel_exp(portable, 0.0f - x)) * gate[o % kLanes + kLanes];
+        }
+    }
+    return out;
+}
+
+void check_product(Random& random, Matrix& w, const std::vector<float>& x, int rows, Epilogue epilogue) {
+    const int outputs = w.panels * kLanes;
+    const auto size = static_cast<size_t>(rows * (epilogue == Epilogue::kGatedSilu ? outputs / 2 : outputs));
+    const std::vector<float> before = random.floats(size);
+    const std::vector<float> expected = naive_epilogue(epilogue, naive_linear(w, x, rows), outputs, before);
+    for (const KernelTable* kernels : available_kernels()) {
+        const std::vector<float> found = product(*kernels, w, x, rows, epilogue, before);
+        CHECK(same_bits(found, expected), "(%s, %d rows, %d panels, %d groups, epilogue %d)", kernels->name,
+              rows, w.panels, w.groups, static_cast<int>(epilogue));
+    }
+}
+
+}  // namespace
+
+TEST(products_of_every_height) {
+    Random random(1);
+    for (int rows = 1; rows <= 25; ++rows) {
+        for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kAdd, Epilogue::kGatedSilu}) {
+            const int groups = random.integer(1, 4);
+            const int panels = epilogue == Epilogue::kGatedSilu ? 6 : 3;
+            Matrix w = random_matrix(random, panels * kLanes, groups * kGroup, rows % 2 == 0);
+            check_product(random, w, random.floats(static_cast<size_t>(rows * groups * kGroup)), rows,
+                          epilogue);
+        }
+    }
+}
+
+TEST(products_of_every_depth) {
+    Random random(2);
+    for (int groups = 1; groups <= 50; ++groups) {
+        const int rows = random.integer(1, 5);
+        Matrix w = random_matrix(random, 20, groups * kGroup - random.integer(0, 31), groups % 2 == 0);
+        check_product(random, w, random.floats(static_cast<size_t>(rows * groups * kGroup)), rows,
+                      Epilogue::kStore);
+    }
+}
+
+TEST(largest_integers_do_not_overflow) {
+    Random random(3);
+    for (const int rows : {1, 2, 3, 4, 7, 12, 13}) {
+        for (const bool mixed : {false, true}) {
+            Matrix w(2, 50);
+            std::vector<float> x(static_cast<size_t>(rows * 50 * kGroup), -1.0f);
+            for (int o = 0; o < 2 * kLanes; ++o) {
+                for (int i = 0; i < 50 * kGroup; ++i) {
+                    w.code(o, i) = mixed && random.integer(0, 1) != 0 ? -127 : 127;
+                    w.scale(o, i) = 0x7bff;  // 65504, the largest
+                }
+            }
+            for (float& value : x) value = mixed && random.integer(0, 1) != 0 ? 1.0f : -1.0f;
+            check_product(random, w, x, rows, Epilogue::kStore);
+        }
+    }
+}
+
+// Weights of one 1 per output give back the integers of a row, whatever their order inside.
+TEST(rows_are_quantized_to_the_nearest_integer) {
+    Random random(4);
+    Matrix one_hot(2, 1);
+    for (int i = 0; i < kGroup; ++i) {
+        one_hot.code(i, i) = 1;
+        for (int o = 0; o < kGroup; ++o) one_hot.scale(o, 0) = 0x3c00;  // 1
+    }
+    for (int round = 0; round < 200; ++round) {
+        std::vector<float> x = random.floats(kGroup, -4.0f, 4.0f);
+        if (round % 3 == 1) {  // ties: 4095 / largest is exactly 1
+            for (float& value : x) value = static_cast<float>(random.integer(-8190, 8190)) * 0.5f;
+            x[5] = 4095.0f;
+        }
+        if (round % 3 == 2) {
+            const float tiny = std::ldexp(1.0f, random.integer(-149, -90));
+            for (float& value : x) value *= tiny;
+        }
+        const Quantized expected = naive_quantize(x.data(), kGroup, kMaxQuantized);
+        for (const KernelTable* kernels : available_kernels()) {
+            const Rows quantized(*kernels, x, 1, kGroup);
+            CHECK(quantized.scales[0] == expected.scale, "(%s, round %d)", kernels->name, round);
+            const float unit = 1.0f;
+            std::vector<float> found(kGroup);
+            kernels->matmul(one_hot.view(), {quantized.values.data(), &unit, kGroup}, 1, 0, 2,
+                            Epilogue::kStore, found.data(), kGroup);
+            for (size_t i = 0; i < kGroup; ++i) {
+                CHECK(static_cast<int>(found[i]) == expected.q[i], "(%s, round %d, %zu: %f)", kernels->name,
+                      round, i, static_cast<double>(found[i]));
+            }
+        }
+    }
+}
+
+TEST(embedding_reads_every_scale) {
+    Random random(5);
+    Matrix table = random_matrix(random, 33, 70);
+    for (int half = 0; half < 0x7c00; half += 11) {  // finite binary16, subnormal ones too
+        const int row = random.integer(0, 32);
+        for (int g = 0; g < table.groups; ++g) table.scale(row, g * kGroup) = static_cast<uint16_t>(half);
+        for (const KernelTable* kernels : available_kernels()) {
+            std::vector<float> found(static_cast<size_t>(table.groups * kGroup));
+            kernels->embed(table.view(), row, found.data());
+            for (size_t i = 0; i < found.size(); ++i) {
+                const float expected =
+                    table.code(row, static_cast<int>(i)) * half_value(static_cast<uint16_t>(half));
+                CHECK(found[i] == expected, "(%s, half %#x)", kernels->name, half);
+            }
+        }
+    }
+}
