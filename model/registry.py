@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 import re
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def pull(name_or_repo_or_path: str, progress: Progress | None = None) -> Path:
     entry = _entry(name)
     path = _local_path(name)
     if path and not entry:
-        return _pull_local(store, path.resolve())
+        return _pull_local(store, path)
     if not entry and not _HUB_NAME.fullmatch(name):
         raise _not_found(name)
     sources = entry.sources if entry else (HubSource(name),)
@@ -133,8 +132,9 @@ def _pull_first(
 
 
 def _pull_local(store: ModelStore, path: Path) -> Path:
-    name = path.stem if path.is_file() else path.name
+    named = path.absolute() if path.is_symlink() else path.resolve()  # a link keeps its own name
+    name = named.stem if path.is_file() else named.name
     if _entry(name):
         raise ModelNotFoundError(f"{path}: {name} is the name of a known model; rename the file to pull it")
     with store.lock(name):
-        return pull_local(store, name, path)
+        return pull_local(store, name, path.resolve())
