@@ -133,7 +133,7 @@ struct Fp16Kv {
             for (int r = 0; r < Rows; ++r) sums[r] = splat(0.0f);
             for (int d = 0; d < tile.head_dim; ++d) {
                 const F32x16 key = load_half(keys + d * kLanes);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
                 for (int r = 0; r < Rows; ++r) sums[r] = fma(splat(tile.queries_f32[r][d]), key, sums[r]);
             }
             for (int r = 0; r < Rows; ++r) {
@@ -150,7 +150,7 @@ struct Fp16Kv {
             for (int r = 0; r < Rows; ++r) sums[r] = load(acc + r * padded_dim + d);
             for (int t = 0; t < kBlock; ++t) {
                 const F32x16 value = load_half(values + t * kLanes);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
                 for (int r = 0; r < Rows; ++r) sums[r] = fma(splat(weights[r][t]), value, sums[r]);
             }
             for (int r = 0; r < Rows; ++r) store(acc + r * padded_dim + d, sums[r]);

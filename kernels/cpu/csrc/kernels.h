@@ -7,10 +7,10 @@
 
 namespace flashlet {
 
-inline constexpr int kLanes = 16;           // floats per vector, outputs per panel
-inline constexpr int kGroup = 32;           // inputs that share a weight scale
-inline constexpr int kBlock = 32;           // tokens per KV block
-inline constexpr int kMaxTile = 12;         // rows that one pass over a panel serves
+inline constexpr int kLanes = 16;    // floats per vector, outputs per panel
+inline constexpr int kGroup = 32;    // inputs that share a weight scale
+inline constexpr int kBlock = 32;    // tokens per KV block
+inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel serves, on any instruction set
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
 
 // One group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16 outputs][2 inputs].
@@ -27,12 +27,12 @@ struct PackedMatrix {
     int groups = 0;
 };
 
-// Rows are multiplied in tiles of at most kMaxTile, of nearly equal height.
+// Rows are multiplied in tiles of at most max_rows, of nearly equal height.
 struct RowTile {
     int first, rows;
 };
-constexpr RowTile tile_of(int row, int total) {
-    const int tiles = (total + kMaxTile - 1) / kMaxTile;
+constexpr RowTile tile_of(int row, int total, int max_rows) {
+    const int tiles = (total + max_rows - 1) / max_rows;
     int tile = row * tiles / total;
     while (total * (tile + 1) / tiles <= row) ++tile;
     const int first = total * tile / tiles;
@@ -94,6 +94,7 @@ struct AttentionScratch {
 
 struct KernelTable {
     const char* name;
+    int max_rows;  // of a tile, at most kMaxTile: as many as leave their sums in registers
 
     // y[i] = x[i] / rms(x) * weight[i]; n real values, buffers padded to a multiple of 16 with zeros.
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);

@@ -71,7 +71,7 @@ class Kernels {
         std::vector<float> scales(rows), row(static_cast<size_t>(stride));
         for (size_t r = 0; r < rows; ++r) {
             std::memcpy(row.data(), x.data() + r * inputs, inputs * sizeof(float));
-            const RowTile tile = tile_of(static_cast<int>(r), static_cast<int>(rows));
+            const RowTile tile = tile_of(static_cast<int>(r), static_cast<int>(rows), table_.max_rows);
             scales[r] = table_.quantize(
                 row.data(), stride, q.data() + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
                 static_cast<int>(r) - tile.first, tile.rows);

@@ -98,6 +98,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 
+inline constexpr int kMaxRows = 8;  // of a tile
 inline constexpr int kInputs = 2;
 struct Weights {
     __m256i lo, hi;  // [8 outputs][2 inputs] as int16

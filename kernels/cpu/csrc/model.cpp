@@ -14,8 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kPrivateRows = 2;  // up to here each thread quantizes for itself: cheaper than a barrier
-constexpr int kLogitRows = 24;   // rows of logits held at once
+constexpr int kPrivateRows = 2;      // up to here each thread quantizes for itself: cheaper than a barrier
+constexpr int kLogitRows = 24;       // rows of logits held at once
 constexpr int kStagesPerLayer = 10;  // each ends with finish()
 
 int stages_needed(int layers, int max_logit_rows) {
@@ -104,7 +104,7 @@ uint8_t* Model::cell(int layer, int block, int kv_head) const {
 void Model::step(StepPlan& plan, float* logits) {
     plan_ = &plan;
     logits_out_ = logits;
-    rotate_first_ = shape_.num_heads / shape_.num_kv_heads > kMaxTile;
+    rotate_first_ = shape_.num_heads / shape_.num_kv_heads > kernels_.max_rows;
     for (size_t i = 0; i < plan.slices.size(); ++i) {
         const Slice& slice = plan.slices[i];
         rotate_first_ |= slice.rows > 1;
@@ -118,8 +118,8 @@ void Model::step(StepPlan& plan, float* logits) {
 void Model::plan_attention(const StepPlan& plan) {
     units_.clear();
     const int group = shape_.num_heads / shape_.num_kv_heads;
-    const int heads = std::min(group, kMaxTile);
-    const int tokens = kMaxTile / heads;
+    const int heads = std::min(group, kernels_.max_rows);
+    const int tokens = kernels_.max_rows / heads;
     for (size_t i = 0; i < plan.slices.size(); ++i) {
         const Slice& slice = plan.slices[i];
         for (int row = 0; row < slice.rows; row += tokens) {
@@ -176,7 +176,7 @@ void Model::quantize_row(Worker& worker, const float* x, const float* norm, int 
         kernels_.rms_norm(x, norm, width, shape_.rms_norm_eps, worker.normed.data());
         x = worker.normed.data();
     }
-    const RowTile tile = tile_of(target.row, target.total);
+    const RowTile tile = tile_of(target.row, target.total, kernels_.max_rows);
     target.scales[target.row] = kernels_.quantize(
         x, stride, target.values + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
         target.row - tile.first, tile.rows);

@@ -13,20 +13,20 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out
     I32x16 acc[kSplit][Rows];
 #pragma GCC unroll 4
     for (int s = 0; s < kSplit; ++s) {
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) acc[s][r] = splat_int(0);
     }
     for (int k = 0; k < inputs; k += kInputs * kSplit) {
 #pragma GCC unroll 4
         for (int s = 0; s < kSplit; ++s) {
             const Weights weights = load_weights(w + (k + s * kInputs) * kLanes);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) {
                 accumulate_dot(acc[s][r], weights, x + (k + s * kInputs) * Rows + r * kInputs);
             }
         }
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
         if constexpr (kSplit == 4) acc[0][r] = add(add(acc[0][r], acc[1][r]), add(acc[2][r], acc[3][r]));
         if constexpr (kSplit == 2) acc[0][r] = add(acc[0][r], acc[1][r]);
@@ -42,7 +42,7 @@ struct Int8Groups {
         I32x16 sums[Rows];
         dot_panel<Rows>(reinterpret_cast<const int8_t*>(cell + kScaleBytes), kGroup, x, sums);
         const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell));
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
     }
 };
@@ -52,16 +52,16 @@ template <class Format, int Rows>
 inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows& x, int row, F32x16* out) {
     const uint8_t* cell = w.cells + static_cast<size_t>(panel) * w.groups * Format::kBytes;
     const int16_t* tile = x.values + static_cast<size_t>(row) * x.stride;
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) out[r] = splat(0.0f);
     for (int g = 0; g < w.groups; ++g, cell += Format::kBytes, tile += kGroup * Rows) {
         Format::template multiply<Rows>(cell, tile, out);
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) out[r] = mul(out[r], splat(x.scales[row + r]));
     if (w.bias != nullptr) {
         const F32x16 bias = load(w.bias + panel * kLanes);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) out[r] = add(out[r], bias);
     }
 }
@@ -97,34 +97,10 @@ void multiply_tile(const MatmulTask& task, int row) {
     }
 }
 
-template <template <int> class Body, class... Args>
-inline void dispatch_rows(int rows, Args&&... args) {
-    switch (rows) {
-        case 1:
-            return Body<1>::run(args...);
-        case 2:
-            return Body<2>::run(args...);
-        case 3:
-            return Body<3>::run(args...);
-        case 4:
-            return Body<4>::run(args...);
-        case 5:
-            return Body<5>::run(args...);
-        case 6:
-            return Body<6>::run(args...);
-        case 7:
-            return Body<7>::run(args...);
-        case 8:
-            return Body<8>::run(args...);
-        case 9:
-            return Body<9>::run(args...);
-        case 10:
-            return Body<10>::run(args...);
-        case 11:
-            return Body<11>::run(args...);
-        default:
-            return Body<12>::run(args...);
-    }
+template <template <int> class Body, int Rows = kMaxRows, class... Args>
+inline void dispatch_rows(int rows, const Args&... args) {
+    if (rows == Rows) return Body<Rows>::run(args...);
+    if constexpr (Rows > 1) dispatch_rows<Body, Rows - 1>(rows, args...);
 }
 
 template <int Rows>
@@ -136,7 +112,7 @@ void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, 
             float* out, int out_stride) {
     const MatmulTask task{w, x, begin, end, epilogue, out, out_stride};
     for (int row = 0; row < rows;) {
-        const RowTile tile = tile_of(row, rows);
+        const RowTile tile = tile_of(row, rows, kMaxRows);
         dispatch_rows<Int8Tile>(tile.rows, task, row);
         row += tile.rows;
     }
