@@ -78,6 +78,7 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
     queries_.resize(size(shape.num_heads * padded_dim));
     query_scales_.resize(size(shape.num_heads));
     row_slices_.resize(rows);
+    units_.reserve(size(shape.num_heads));
     workers_.resize(static_cast<size_t>(pool_.size()));
     for (size_t i = 0; i < workers_.size(); ++i) {
         Worker& worker = workers_[i];
@@ -133,13 +134,12 @@ void Model::plan_attention(const StepPlan& plan) {
         }
     }
     // The longest contexts first, so that no thread is left with one at the end.
-    std::stable_sort(units_.begin(), units_.end(), [&](const AttentionUnit& a, const AttentionUnit& b) {
-        const auto context = [&](const AttentionUnit& unit) {
-            const Slice& slice = plan.slices[static_cast<size_t>(unit.slice)];
-            return slice.start + unit.row - slice.first_row;
-        };
-        return context(a) > context(b);
-    });
+    const auto context = [&](const AttentionUnit& unit) {
+        const Slice& slice = plan.slices[static_cast<size_t>(unit.slice)];
+        return slice.start + unit.row - slice.first_row;
+    };
+    std::sort(units_.begin(), units_.end(),
+              [&](const AttentionUnit& a, const AttentionUnit& b) { return context(a) > context(b); });
 }
 
 void Model::finish(Worker& worker, Stage stage) {
