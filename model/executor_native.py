@@ -13,6 +13,7 @@ from flashlet.kernels.cpu import BLOCK_SIZE, NativeModel, block_bytes
 from flashlet.model.config import ModelConfig
 from flashlet.model.errors import OutOfMemoryError
 from flashlet.model.executor import ExecutorOptions
+from flashlet.model.int8_layout import int8_layout
 from flashlet.model.rope import rope_tables
 from flashlet.model.sampling import TokenLogprobs
 from flashlet.model.step import SliceOutput, Step
@@ -35,7 +36,13 @@ class NativeExecutor:
         options: ExecutorOptions,
         isa: str = "",
     ) -> NativeExecutor:
-        """Build from packed arrays as docs/weight-cache.md names them; `isa` "" takes the best one."""
+        """Build from packed arrays as docs/weight-cache.md names them; `isa` "" takes the best one.
+
+        Raises ValueError for arrays that are missing or do not fit, OutOfMemoryError for too small or too
+        large a KV cache.
+        """
+        if missing := int8_layout(config).keys() - arrays.keys():
+            raise ValueError(f"{min(missing)}: missing among the arrays")
         executor = cls.__new__(cls)
         executor._start(config, arrays, options, isa)
         return executor
@@ -45,10 +52,11 @@ class NativeExecutor:
     ) -> None:
         self._config = config
         per_block = block_bytes(config, options.kv_dtype)
-        self._num_blocks = options.kv_cache_bytes // per_block
+        self._num_blocks: int = options.kv_cache_bytes // per_block
         if self._num_blocks < 2:
             raise OutOfMemoryError(
-                f"KV cache: expected at least {2 * per_block} bytes for two blocks, got {options.kv_cache_bytes}"
+                f"KV cache: expected at least {2 * per_block} bytes for two blocks, "
+                f"got {options.kv_cache_bytes}"
             )
         cos, sin = rope_tables(config, config.context_length)
         try:
@@ -95,13 +103,15 @@ class NativeExecutor:
     def execute(self, step: Step) -> Sequence[SliceOutput]:
         """Run one ragged step; outputs are parallel to `step.slices`.
 
-        Raises FloatingPointError where no token is possible: NaN logits, or a mask without tokens.
+        Raises FloatingPointError where no token is possible (logits that are NaN or infinite, a mask
+        without tokens), ValueError if the step breaks the executor's limits.
         """
         return [self._output(*item) for item in self._model.step(step.slices)]
 
     def logits(self, step: Step) -> NDArray[np.float32]:
         """Run the step and return its logits [rows that are sampled or scored, vocab_size]."""
-        return self._model.logits(step.slices)
+        logits: NDArray[np.float32] = self._model.logits(step.slices)
+        return logits
 
     def close(self) -> None:
         """Free threads and memory. Calling it twice is harmless."""
@@ -113,7 +123,7 @@ class NativeExecutor:
         logprobs: tuple[int, float, tuple[tuple[int, float], ...]] | None,
         targets: Sequence[tuple[int, float, tuple[tuple[int, float], ...]]],
     ) -> SliceOutput:
-        if token is not None and token < 0:
+        if (token is not None and token < 0) or any(target[0] < 0 for target in targets):
             raise FloatingPointError("the model's logits are not numbers, or a mask left no token")
         return SliceOutput(
             () if token is None else (token,),

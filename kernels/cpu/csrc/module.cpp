@@ -5,11 +5,13 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <map>
+#include <limits>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 
+#include "arrays.h"
 #include "isa.h"
 #include "model.h"
 
@@ -21,120 +23,42 @@ void bind_kernels(nb::module_& m);  // kernels_module.cpp
 
 namespace {
 
-using FloatArray = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
-using ByteArray = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
-
-// The arrays of a weight cache, checked against the shape and kept alive.
-class Arrays {
-  public:
-    explicit Arrays(const nb::dict& arrays) : arrays_(arrays) {}
-
-    bool has(const std::string& name) const { return arrays_.contains(name.c_str()); }
-
-    PackedMatrix packed(const std::string& name, int rows, int inputs) const {
-        const auto cells = nb::cast<ByteArray>(at(name));
-        const auto panels = static_cast<size_t>(round_up(rows, kLanes) / kLanes);
-        const auto groups = static_cast<size_t>(round_up(inputs, kGroup) / kGroup);
-        if (cells.ndim() != 3 || cells.shape(0) != panels || cells.shape(1) != groups ||
-            cells.shape(2) != kCellBytes) {
-            throw std::invalid_argument(name + ": expected packed shape (" + std::to_string(panels) + ", " +
-                                        std::to_string(groups) + ", " + std::to_string(kCellBytes) + ")");
-        }
-        PackedMatrix matrix;
-        matrix.cells = cells.data();
-        matrix.panels = static_cast<int>(panels);
-        matrix.groups = static_cast<int>(groups);
-        if (has(name + "_bias")) matrix.bias = floats(name + "_bias", panels * kLanes);
-        return matrix;
-    }
-
-    const float* floats(const std::string& name, size_t size) const {
-        const auto array = nb::cast<FloatArray>(at(name));
-        if (array.size() != size) {
-            throw std::invalid_argument(name + ": expected " + std::to_string(size) + " floats, got " +
-                                        std::to_string(array.size()));
-        }
-        return array.data();
-    }
-
-    // A copy padded with zeros, for kernels that read whole vectors.
-    const float* padded(const std::string& name, size_t size) {
-        const float* values = floats(name, size);
-        std::vector<float>& copy = copies_[name];
-        copy.assign(static_cast<size_t>(round_up(static_cast<int>(size), kLanes)), 0.0f);
-        std::copy(values, values + size, copy.begin());
-        return copy.data();
-    }
-
-  private:
-    nb::object at(const std::string& name) const {
-        if (!has(name)) throw std::invalid_argument(name + ": missing among the weights");
-        return arrays_[name.c_str()];
-    }
-
-    nb::dict arrays_;
-    std::map<std::string, std::vector<float>> copies_;
-};
-
-ModelShape read_shape(const nb::handle& config) {
-    const auto number = [&](const char* name) { return nb::cast<int>(config.attr(name)); };
-    ModelShape shape{number("vocab_size"),
-                     number("hidden_size"),
-                     number("intermediate_size"),
-                     number("num_layers"),
-                     number("num_heads"),
-                     number("num_kv_heads"),
-                     number("head_dim"),
-                     number("context_length"),
-                     nb::cast<float>(config.attr("rms_norm_eps")),
-                     {}};
-    shape.windows = nb::cast<std::vector<int>>(config.attr("sliding_windows"));
-    if (shape.head_dim > 512) throw std::invalid_argument("head_dim: expected at most 512");
-    return shape;
-}
-
-ModelWeights read_weights(const ModelShape& shape, Arrays& arrays) {
-    ModelWeights weights;
-    const auto hidden = static_cast<size_t>(shape.hidden_size), dim = static_cast<size_t>(shape.head_dim);
-    const int queries = shape.num_heads * shape.head_dim, kv = shape.num_kv_heads * shape.head_dim;
-    for (int i = 0; i < shape.num_layers; ++i) {
-        const std::string prefix = "layers." + std::to_string(i) + ".";
-        const bool normed = arrays.has(prefix + "q_norm");
-        weights.layers.push_back(
-            {arrays.padded(prefix + "attn_norm", hidden),
-             arrays.packed(prefix + "qkv", queries + 2 * kv, shape.hidden_size),
-             normed ? arrays.padded(prefix + "q_norm", dim) : nullptr,
-             normed ? arrays.padded(prefix + "k_norm", dim) : nullptr,
-             arrays.packed(prefix + "o", shape.hidden_size, queries),
-             arrays.padded(prefix + "ffn_norm", hidden),
-             arrays.packed(prefix + "gate_up", 2 * round_up(shape.intermediate_size, kLanes),
-                           shape.hidden_size),
-             arrays.packed(prefix + "down", shape.hidden_size, shape.intermediate_size)});
-    }
-    weights.embed = arrays.packed("embed", shape.vocab_size, shape.hidden_size);
-    weights.head =
-        arrays.has("head") ? arrays.packed("head", shape.vocab_size, shape.hidden_size) : weights.embed;
-    weights.final_norm = arrays.padded("final_norm", hidden);
-    const size_t table = static_cast<size_t>(shape.context_length) * dim / 2;
-    weights.rope_cos = arrays.floats("rope_cos", table);
-    weights.rope_sin = arrays.floats("rope_sin", table);
-    return weights;
-}
-
 KvFormat read_kv_format(const std::string& name) {
     if (name == "int8") return KvFormat::kInt8;
     if (name == "fp16") return KvFormat::kFp16;
     throw std::invalid_argument("kv_dtype: expected int8 or fp16, got " + name);
 }
 
+ModelLimits checked_limits(int threads, int64_t num_blocks, int max_rows, int max_slices,
+                           const std::string& kv_dtype) {
+    if (threads < 1 || num_blocks < 1 || max_rows < 1 || max_slices < 1) {
+        throw std::invalid_argument("threads, num_blocks, max_rows, max_slices: expected 1 or more, got " +
+                                    std::to_string(threads) + ", " + std::to_string(num_blocks) + ", " +
+                                    std::to_string(max_rows) + ", " + std::to_string(max_slices));
+    }
+    if (num_blocks > std::numeric_limits<int32_t>::max()) throw std::bad_alloc();
+    return {threads, static_cast<int>(num_blocks), max_rows, max_slices, read_kv_format(kv_dtype)};
+}
+
+// A number of the step; nanobind's own error would neither say which one nor be a ValueError.
+template <class T>
+T number(const nb::handle& value, const char* name) {
+    T result{};
+    if (!nb::try_cast(value, result)) {
+        throw std::invalid_argument(std::string(name) + ": expected a number of " +
+                                    std::to_string(8 * sizeof(T)) + " bits, got " + nb::repr(value).c_str());
+    }
+    return result;
+}
+
 class NativeModel {
   public:
-    NativeModel(const nb::object& config, const nb::dict& arrays, const std::string& kv_dtype, int num_blocks,
-                int max_rows, int max_slices, int threads, const std::string& isa)
+    NativeModel(const nb::object& config, const nb::dict& arrays, const std::string& kv_dtype,
+                int64_t num_blocks, int max_rows, int max_slices, int threads, const std::string& isa)
         : arrays_(arrays),
           shape_(read_shape(config)),
           kernels_(kernels_named(isa)),
-          limits_{threads, num_blocks, max_rows, max_slices, read_kv_format(kv_dtype)},
+          limits_(checked_limits(threads, num_blocks, max_rows, max_slices, kv_dtype)),
           model_(std::make_unique<Model>(kernels_, shape_, read_weights(shape_, arrays_), limits_)) {
         params_.reserve(static_cast<size_t>(max_slices));
     }
@@ -183,6 +107,7 @@ class NativeModel {
 
     void run(float* logits) {
         Model& model = open();
+        if (plan_.slices.empty()) return;
         nb::gil_scoped_release release;
         model.step(plan_, logits);
     }
@@ -194,40 +119,53 @@ class NativeModel {
         plan_.logit_rows.clear();
         params_.clear();
         for (const nb::handle slice : slices) add_slice(slice);
-        if (plan_.slices.empty()) throw std::invalid_argument("step: expected at least one slice");
     }
 
     void add_slice(const nb::handle& item) {
         Slice slice;
         slice.first_row = plan_.rows();
-        slice.start = nb::cast<int>(item.attr("start"));
+        slice.start = number<int>(item.attr("start"), "start");
         slice.table = static_cast<int>(plan_.block_tables.size());
         for (const nb::handle token : item.attr("token_ids")) plan_.tokens.push_back(checked_token(token));
         slice.rows = plan_.rows() - slice.first_row;
         for (const nb::handle block : item.attr("block_table"))
-            plan_.block_tables.push_back(nb::cast<int32_t>(block));
-        const int blocks = static_cast<int>(plan_.block_tables.size()) - slice.table;
-        if (slice.rows < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
-            static_cast<int>(plan_.slices.size()) >= limits_.max_slices) {
-            throw std::invalid_argument("step: a slice is empty, or the step exceeds " +
-                                        std::to_string(limits_.max_rows) + " rows or " +
-                                        std::to_string(limits_.max_slices) + " slices");
-        }
-        if (slice.start + slice.rows > std::min(blocks * kBlock, shape_.context_length)) {
-            throw std::invalid_argument("step: a slice ends beyond its block table or the context length");
-        }
-        for (int i = slice.table; i < static_cast<int>(plan_.block_tables.size()); ++i) {
-            const int32_t block = plan_.block_tables[static_cast<size_t>(i)];
-            if (block < 0 || block >= limits_.num_blocks)
-                throw std::invalid_argument("step: block id out of range");
-        }
+            plan_.block_tables.push_back(number<int32_t>(block, "block id"));
+        check_slice(slice);
         plan_.slices.push_back(slice);
         add_logit_rows(item, slice);
     }
 
+    void check_slice(const Slice& slice) const {
+        if (slice.rows < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
+            static_cast<int>(plan_.slices.size()) >= limits_.max_slices) {
+            throw std::invalid_argument(
+                "step: expected slices of 1 token or more from position 0 on, at most " +
+                std::to_string(limits_.max_rows) + " tokens and " + std::to_string(limits_.max_slices) +
+                " slices; got " + std::to_string(slice.rows) + " tokens from position " +
+                std::to_string(slice.start) + " after " + std::to_string(slice.first_row) + " tokens in " +
+                std::to_string(plan_.slices.size()) + " slices");
+        }
+        const auto table = plan_.block_tables.begin() + slice.table;
+        const auto slots = (plan_.block_tables.end() - table) * kBlock;
+        const auto room = std::min<std::ptrdiff_t>(slots, shape_.context_length);
+        if (slice.rows > room - slice.start) {  // unlike start + rows, this cannot overflow
+            throw std::invalid_argument("step: expected a slice that ends within " + std::to_string(room) +
+                                        " slots of its block table and the context, got " +
+                                        std::to_string(slice.rows) + " tokens from position " +
+                                        std::to_string(slice.start));
+        }
+        std::for_each(table, plan_.block_tables.end(), [&](int32_t block) {
+            if (block < 0 || block >= limits_.num_blocks) {
+                throw std::invalid_argument("block id: expected 0 .. " +
+                                            std::to_string(limits_.num_blocks - 1) + ", got " +
+                                            std::to_string(block));
+            }
+        });
+    }
+
     void add_logit_rows(const nb::handle& item, const Slice& slice) {
         const int index = static_cast<int>(plan_.slices.size()) - 1;
-        const int top = nb::cast<int>(item.attr("num_top_logprobs"));
+        const int top = number<int>(item.attr("num_top_logprobs"), "num_top_logprobs");
         int row = slice.first_row;
         for (const nb::handle target : item.attr("logprob_targets")) {
             if (row >= slice.first_row + slice.rows)
@@ -243,7 +181,7 @@ class NativeModel {
     }
 
     int32_t checked_token(const nb::handle& token) const {
-        const auto id = nb::cast<int32_t>(token);
+        const auto id = number<int32_t>(token, "token id");
         if (id < 0 || id >= shape_.vocab_size) {
             throw std::invalid_argument("token id: expected 0 .. " + std::to_string(shape_.vocab_size - 1) +
                                         ", got " + std::to_string(id));
@@ -254,19 +192,22 @@ class NativeModel {
     SampleParams read_sample(const nb::handle& request) const {
         SampleParams result;
         const nb::object params = request.attr("params");
-        result.temperature = nb::cast<float>(params.attr("temperature"));
-        result.top_k = nb::cast<int>(params.attr("top_k"));
-        result.top_p = nb::cast<float>(params.attr("top_p"));
-        result.min_p = nb::cast<float>(params.attr("min_p"));
-        result.presence_penalty = nb::cast<float>(params.attr("presence_penalty"));
-        result.frequency_penalty = nb::cast<float>(params.attr("frequency_penalty"));
-        result.repetition_penalty = nb::cast<float>(params.attr("repetition_penalty"));
-        result.seed = nb::cast<uint64_t>(params.attr("seed"));
-        result.position = nb::cast<int64_t>(request.attr("position"));
+        const auto read = [&]<class T>(const char* name, T& field) {
+            field = number<T>(params.attr(name), name);
+        };
+        read("temperature", result.temperature);
+        read("top_k", result.top_k);
+        read("top_p", result.top_p);
+        read("min_p", result.min_p);
+        read("presence_penalty", result.presence_penalty);
+        read("frequency_penalty", result.frequency_penalty);
+        read("repetition_penalty", result.repetition_penalty);
+        read("seed", result.seed);
+        result.position = number<int64_t>(request.attr("position"), "position");
         const nb::object logprobs = params.attr("logprobs");
-        if (!logprobs.is_none()) result.logprobs = nb::cast<int>(logprobs);
+        if (!logprobs.is_none()) result.logprobs = number<int>(logprobs, "logprobs");
         for (const nb::handle pair : params.attr("logit_bias")) {
-            result.logit_bias.emplace_back(checked_token(pair[0]), nb::cast<float>(pair[1]));
+            result.logit_bias.emplace_back(checked_token(pair[0]), number<float>(pair[1], "logit_bias"));
         }
         if (nb::cast<bool>(params.attr("needs_history"))) {
             for (const nb::handle token : request.attr("prompt"))
@@ -278,10 +219,11 @@ class NativeModel {
             result.suppressed.push_back(checked_token(token));
         const nb::object allowed = request.attr("allowed");
         if (!allowed.is_none()) {
-            const auto mask =
-                nb::cast<nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(allowed);
-            if (mask.size() != static_cast<size_t>((shape_.vocab_size + 31) / 32)) {
-                throw std::invalid_argument("allowed: expected one bit per token of the vocabulary");
+            nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> mask;
+            const auto words = static_cast<size_t>((shape_.vocab_size + 31) / 32);
+            if (!nb::try_cast(allowed, mask, false) || mask.size() != words) {
+                throw std::invalid_argument("allowed: expected " + std::to_string(words) +
+                                            " words of uint32, one bit per token");
             }
             result.allowed.assign(mask.data(), mask.data() + mask.size());
         }
@@ -347,7 +289,7 @@ NB_MODULE(_native, m) {
         nb::arg("config"), nb::arg("kv_dtype"), "Bytes of one KV block over all layers.");
     m.attr("BLOCK_SIZE") = kBlock;
     nb::class_<NativeModel>(m, "NativeModel", "A model with its KV pool and threads; see executor_native.py.")
-        .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int, int, int, int,
+        .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int64_t, int, int, int,
                       const std::string&>(),
              nb::arg("config"), nb::arg("arrays"), nb::arg("kv_dtype"), nb::arg("num_blocks"),
              nb::arg("max_rows"), nb::arg("max_slices"), nb::arg("threads"), nb::arg("isa") = "")

@@ -8,6 +8,8 @@ namespace flashlet {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr float kStep = 8.0f;  // width of the first window below the maximum: e^-8 of its probability
+constexpr float kWhole = 1e6f * kStep;  // windows wider than this hold everything
 
 bool before(const ScoredToken& a, const ScoredToken& b) {
     return a.first > b.first || (a.first == b.first && a.second < b.second);
@@ -24,13 +26,20 @@ Sampler::Sampler(const KernelTable& kernels, int vocab_size)
     candidates_.reserve(static_cast<size_t>(vocab_size));
 }
 
+bool Sampler::valid(const float* logits) const {
+    int bad = 0;
+    for (int i = 0; i < vocab_size_; ++i) bad |= !(logits[i] <= std::numeric_limits<float>::max());
+    return bad == 0;
+}
+
 int32_t Sampler::sample(const float* logits, const SampleParams& params) {
+    if (!valid(logits)) return -1;
     const bool penalized = params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f ||
                            params.repetition_penalty != 1.0f;
     const bool adjusted =
         penalized || !params.logit_bias.empty() || !params.suppressed.empty() || !params.allowed.empty();
-    const bool greedy = params.temperature == 0.0f;
-    const bool filtered = !greedy && (params.top_k > 0 || params.top_p < 1.0f || params.min_p > 0.0f);
+    const bool greedy = params.temperature < kGreedyBelow;
+    const bool filtered = !greedy && (params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0);
     if (adjusted || filtered) {
         std::copy(logits, logits + padded_, row_.begin());
         logits = row_.data();
@@ -38,8 +47,13 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params) {
     if (adjusted) adjust(params);
     const int32_t best = kernels_.argmax(logits, padded_);
     if (best < 0 || greedy) return best;
-    if (filtered) filter(params);
-    return kernels_.gumbel_argmax(logits, padded_, params.temperature, params.seed,
+    float temperature = params.temperature;
+    if (filtered) {
+        for (float& x : row_) x /= temperature;
+        temperature = 1.0f;
+        filter(params);
+    }
+    return kernels_.gumbel_argmax(logits, padded_, temperature, params.seed,
                                   static_cast<uint64_t>(params.position));
 }
 
@@ -87,10 +101,10 @@ std::vector<ScoredToken>& Sampler::candidates_above(const float* x, float thresh
 }
 
 // The `count` first tokens in order. Widens a window below the maximum until it holds enough of them.
-std::vector<ScoredToken>& Sampler::largest(const float* x, int count, float step) {
+std::vector<ScoredToken>& Sampler::largest(const float* x, int count) {
     const float top = x[std::max(0, kernels_.argmax(x, padded_))];
-    for (float width = step;; width *= 2.0f) {
-        const bool whole = !(top - width > std::numeric_limits<float>::lowest()) || width > 1e6f * step;
+    for (float width = kStep;; width *= 2.0f) {
+        const bool whole = width > kWhole;
         candidates_above(x, whole ? kNever : top - width);
         if (whole || candidates_.size() >= static_cast<size_t>(count)) break;
     }
@@ -101,54 +115,56 @@ std::vector<ScoredToken>& Sampler::largest(const float* x, int count, float step
     return candidates_;
 }
 
-// Keeps in row_ what top_k, top_p and min_p leave; everything else becomes -inf.
+// Keeps in row_, whose values are divided by the temperature, what top_k, top_p and min_p leave; everything
+// else becomes -inf.
 void Sampler::filter(const SampleParams& params) {
-    const float temperature = params.temperature;
     const float top = row_[static_cast<size_t>(kernels_.argmax(row_.data(), padded_))];
-    const auto weight = [&](float x) { return std::exp((double{x} - top) / temperature); };
+    const auto weight = [&](float x) { return std::exp(double{x} - double{top}); };
     std::vector<ScoredToken>* kept = nullptr;
-    if (params.top_k > 0 && params.top_k < vocab_size_) {
-        kept = &largest(row_.data(), params.top_k, 8.0f * temperature);
-    }
-    if (params.top_p < 1.0f) {
+    if (params.top_k > 0 && params.top_k < vocab_size_) kept = &largest(row_.data(), params.top_k);
+    if (params.top_p < 1.0) {
         double total = 0.0;
         if (kept != nullptr) {
             for (const ScoredToken& c : *kept) total += weight(c.first);
         } else {
-            total = double{kernels_.exp_sum(row_.data(), padded_, top, temperature)};
-            for (float width = 8.0f * temperature;; width *= 2.0f) {
-                const bool whole = width > 1e6f * temperature;
+            total = double{kernels_.exp_sum(row_.data(), padded_, top, 1.0f)};
+            for (float width = kStep;; width *= 2.0f) {
+                const bool whole = width > kWhole;
                 kept = &candidates_above(row_.data(), whole ? kNever : top - width);
                 double mass = 0.0;
                 for (const ScoredToken& c : *kept) mass += weight(c.first);
-                if (whole || mass >= double{params.top_p} * total) break;
+                if (whole || mass >= params.top_p * total) break;
             }
             std::sort(kept->begin(), kept->end(), before);
         }
         double cumulative = 0.0;
         size_t count = 0;
-        while (count < kept->size() && (count == 0 || cumulative < double{params.top_p} * total)) {
+        while (count < kept->size() && (count == 0 || cumulative < params.top_p * total)) {
             cumulative += weight((*kept)[count++].first);
         }
         kept->resize(count);
     }
-    if (kept == nullptr) kept = &candidates_above(row_.data(), kNever);
+    if (kept == nullptr) {  // a little more than min_p keeps; the exact test follows
+        const double threshold = double{top} + std::log(params.min_p) - 0.01;
+        kept = &candidates_above(row_.data(), std::nextafter(static_cast<float>(threshold), kNever));
+    }
     std::fill(row_.begin(), row_.end(), kNever);
     for (const ScoredToken& c : *kept) {
-        if (weight(c.first) >= double{params.min_p}) row_[static_cast<size_t>(c.second)] = c.first;
+        if (weight(c.first) >= params.min_p) row_[static_cast<size_t>(c.second)] = c.first;
     }
 }
 
 Logprobs Sampler::logprobs(const float* logits, int32_t token, int top) {
+    Logprobs result;
+    if (!valid(logits)) return result;
     const float largest_logit = logits[std::max(0, kernels_.argmax(logits, padded_))];
     const double normalizer =
         double{largest_logit} + std::log(double{kernels_.exp_sum(logits, padded_, largest_logit, 1.0f)});
     const auto logprob = [&](float x) { return static_cast<float>(double{x} - normalizer); };
-    Logprobs result;
     result.token = token;
     result.logprob = logprob(logits[token]);
     if (top > 0) {
-        for (const ScoredToken& c : largest(logits, std::min(top, vocab_size_), 8.0f)) {
+        for (const ScoredToken& c : largest(logits, std::min(top, vocab_size_))) {
             result.top.emplace_back(logprob(c.first), c.second);
         }
     }

@@ -10,13 +10,15 @@
 
 namespace flashlet {
 
+inline constexpr float kGreedyBelow = 1e-5f;  // temperatures that would overflow binary32
+
 using ScoredToken = std::pair<float, int32_t>;  // (value, token id)
 
 struct SampleParams {
-    float temperature = 1.0f;  // 0: greedy
+    float temperature = 1.0f;  // below kGreedyBelow: greedy
     int top_k = 0;             // 0: all
-    float top_p = 1.0f;
-    float min_p = 0.0f;
+    double top_p = 1.0;
+    double min_p = 0.0;
     float presence_penalty = 0.0f;
     float frequency_penalty = 0.0f;
     float repetition_penalty = 1.0f;
@@ -41,16 +43,18 @@ class Sampler {
     Sampler(const KernelTable& kernels, int vocab_size);
 
     // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is
-    // possible (everything masked, or NaN).
+    // possible: everything is masked, or a logit is NaN or +inf.
     int32_t sample(const float* logits, const SampleParams& params);
 
+    // Token -1 where a logit is NaN or +inf.
     Logprobs logprobs(const float* logits, int32_t token, int top);
 
   private:
+    bool valid(const float* logits) const;
     void adjust(const SampleParams& params);
     void filter(const SampleParams& params);
     std::vector<ScoredToken>& candidates_above(const float* x, float threshold);
-    std::vector<ScoredToken>& largest(const float* x, int count, float step);
+    std::vector<ScoredToken>& largest(const float* x, int count);
 
     const KernelTable& kernels_;
     const int vocab_size_, padded_;
