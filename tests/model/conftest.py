@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from flashlet.model.config import ModelConfig, RopeConfig
+from flashlet.model.int8_layout import int8_arrays
 from flashlet.model.parameters import parameter_shapes
 
 Weights = dict[str, NDArray[np.float32]]
@@ -74,6 +75,36 @@ def random_weights() -> Callable[[ModelConfig], Weights]:
         }
 
     return make
+
+
+class RandomWeights:
+    """Seeded parameters of a config, scaled so that every layer and the context sway the logits."""
+
+    identity = ""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self._rng = np.random.default_rng(1)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        spread = 1.0 if name.startswith("model.embed") else 0.1 if len(shape) == 1 else shape[-1] ** -0.5
+        mean = 1.0 if name.endswith("norm.weight") else 0.0
+        return self._rng.normal(mean, spread, shape).astype(np.float32)
+
+    def has(self, name: str) -> bool:
+        return name in parameter_shapes(self.config)
+
+    def formats(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def packed_arrays() -> Callable[[ModelConfig], dict[str, NDArray[Any]]]:
+    """The arrays of a random int8 model, as docs/weight-cache.md names them."""
+    return lambda config: dict(int8_arrays(RandomWeights(config)))
 
 
 @pytest.fixture
