@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashlet.model.download import Progress, check_free_space, verify
-from flashlet.model.errors import DownloadError, ModelFormatError
+from flashlet.model.errors import DownloadError, FlashletError, ModelFormatError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -63,7 +63,9 @@ def _wanted_files(info: ModelInfo, repo: str) -> list[RepoSibling]:
 def _hub_errors(repo: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # the bases of what huggingface_hub raises
+    except FlashletError:
+        raise
+    except Exception as error:  # huggingface_hub also passes on what its HTTP library raises
         raise DownloadError(f"{repo}: {error}") from error
 
 

@@ -68,6 +68,15 @@ def test_unknown_model_is_3_and_one_line(command: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_hub_out_of_reach_is_1_and_one_line() -> None:
+    command = [sys.executable, "-m", "flashlet.serving.cli", "pull", "org/repo"]
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: org/repo: ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_damaged_model_is_1_and_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
