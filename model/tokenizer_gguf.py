@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flashlet.model.errors import ModelFormatError, UnsupportedModelError
-from flashlet.model.gguf_header import read_gguf_header
+from flashlet.model.gguf_metadata import read_gguf_metadata
 from flashlet.model.pre_tokenizers import pre_tokenizer
 from flashlet.model.sentencepiece_model import TokenType
 from flashlet.model.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ NO_TOKEN = 0xFFFFFFFF
 
 def load_gguf_tokenizer(path: Path) -> Tokenizer:
     """Tokenizer of the GGUF file `path`; errors as `load_tokenizer`."""
-    return _GgufTokenizer(path.name, read_gguf_header(path).metadata).build()
+    return _GgufTokenizer(path.name, read_gguf_metadata(path)).build()
 
 
 class _GgufTokenizer:

@@ -9,6 +9,7 @@ from flashlet.model.chat_template import ChatTemplate
 from flashlet.model.config import ModelConfig
 from flashlet.model.executor import Backend, Executor, ExecutorOptions, KvDtype, WeightDtype, create_executor
 from flashlet.model.tokenizer import Tokenizer, load_tokenizer
+from flashlet.model.weight_cache import find_int8
 from flashlet.model.weights import open_weights
 from flashlet.serving.config import MemoryAmount
 from flashlet.serving.engine.config import EngineConfig
@@ -70,9 +71,7 @@ def load_engine(path: Path, options: LoadOptions) -> LoadedEngine:
 
 def _executor_options(path: Path, options: LoadOptions) -> ExecutorOptions:
     """Settle the KV cache, given the shape of the model and the memory that is free."""
-    source = open_weights(path)
-    config = source.config
-    source.close()
+    config = _model_config(path, options.weights)
     kv_dtype: KvDtype = options.kv_dtype or ("int8" if options.weights == "int8" else "fp32")
     longest = min(config.context_length, options.context_length or config.context_length)
     return ExecutorOptions(
@@ -92,6 +91,17 @@ def _executor_options(path: Path, options: LoadOptions) -> ExecutorOptions:
         max_sequences=options.max_sequences,
         threads=options.threads,
     )
+
+
+def _model_config(path: Path, weights: WeightDtype) -> ModelConfig:
+    """Shape of the model, from the weight cache if that can be: it is there at once."""
+    if weights == "int8" and (cached := find_int8(path)):
+        return cached.config
+    source = open_weights(path)
+    try:
+        return source.config
+    finally:
+        source.close()
 
 
 def _chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
