@@ -72,7 +72,7 @@ def find_int8(source_path: Path, cache_dir: Path | None = None) -> Int8Weights |
 
 def verify(weights: Int8Weights) -> None:
     """Read the whole cache file and compare its data with their checksum. Raises ChecksumError."""
-    expected = SafetensorsFile(weights.path).metadata["sha256"]
+    expected = SafetensorsFile(weights.path).metadata.get("sha256", "")
     digest = hashlib.sha256()
     with weights.path.open("rb") as stream:
         stream.seek(8 + int.from_bytes(stream.read(8), "little"))
