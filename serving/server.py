@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import sys
@@ -18,6 +19,9 @@ __all__ = ["ListenError", "LoadedModel", "ServerConfig", "run_server"]
 
 EXIT_FAILURE = 1  # the model does not load
 EXIT_UNAVAILABLE = 69  # the address cannot be had (EX_UNAVAILABLE of sysexits.h)
+
+# After a step the engine's thread waits at most so long for the event loop's to let go of the interpreter.
+SWITCH_SECONDS = 0.001
 
 Loader = Callable[[], LoadedModel]
 
@@ -37,6 +41,8 @@ def run_server(config: ServerConfig, load: Loader, on_ready: Callable[[str], Non
         listener = _listen(config.host, config.port)
     except ListenError as exc:
         return _complain(exc, EXIT_UNAVAILABLE)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.disable()  # until the server is ready: nothing that imports make is garbage
     loading = _start_loading(load)
     # Imported while the model loads: the HTTP libraries take a third of a second.
     import uvloop
@@ -50,6 +56,8 @@ def run_server(config: ServerConfig, load: Loader, on_ready: Callable[[str], Non
         uvloop.run(HTTPServer(config, listener).run(loading, announce))
     except FlashletError as exc:
         return _complain(exc, EXIT_FAILURE)
+    finally:
+        gc.enable()
     return 0
 
 

@@ -84,8 +84,8 @@ class HTTPServer:
     def _start(self, model: LoadedModel) -> None:
         model.engine_loop.start()
         self._service.model = model
-        gc.collect()
-        gc.freeze()  # what is here stays: later collections need not look at it
+        gc.freeze()  # what is here stays: collections need not look at it
+        gc.enable()
 
     def _on_signal(self, number: int) -> None:
         """Stop; at a second signal exit at once, as if it had not been handled."""

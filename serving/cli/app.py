@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version as package_version
 from typing import Annotated
 
@@ -60,4 +61,6 @@ def version() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    # numpy multiplies no matrices here; its threads would only spin for a while when it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app(prog_name="flashlet")
