@@ -1,10 +1,11 @@
-"""The HTTP/1.1 protocol of uvicorn, with limits on how long and how large a request's head may be."""
+"""The HTTP/1.1 protocol of uvicorn, with limits on a request's head, and deaf to offers to upgrade."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -15,7 +16,11 @@ MAX_HEAD_BYTES = 64 << 10
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Closes connections that never finish a request's head; answers broken HTTP with a JSON error."""
+    """Closes connections that never finish a request's head; answers broken HTTP with a JSON error.
+
+    An offer to change the protocol is ignored, as RFC 9110 (7.8) allows: Java's HttpClient makes one, to
+    HTTP/2, with each first request, and the parser would lose that request's body.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,11 +50,34 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and refuse a head without end."""
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._head_timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+
+    def _should_upgrade(self) -> bool:
+        """Let the callbacks pass over a head with an offer: it is read a second time."""
+        return True
+
+    def _read_without_upgrade(self, rest: bytes) -> None:
+        """Parse the head again without its offer, then the `rest` of the data, which the parser left."""
+        if self.scope["method"] == "CONNECT":  # its very meaning is another protocol
+            self.send_400_response("CONNECT is not supported.")
+            return
+        head = (
+            f"{self.scope['method']} ".encode()
+            + self.url
+            + f" HTTP/{self.scope['http_version']}\r\n".encode()
+        )
+        fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
+        self.data_received(b"".join((head, *fields, b"\r\n", rest)))
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, and close."""
