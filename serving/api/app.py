@@ -13,7 +13,7 @@ from flashlet.serving.api.chat import chat_router
 from flashlet.serving.api.completions import completions_router
 from flashlet.serving.api.errors import TABLE, error_response
 from flashlet.serving.api.health import health_router
-from flashlet.serving.api.middleware import ApiKeys, RequestIds
+from flashlet.serving.api.middleware import ApiKeys, HeadRequests, RequestIds
 from flashlet.serving.api.models import models_router
 from flashlet.serving.api.service import Service
 from flashlet.serving.api.tokens import tokens_router
@@ -26,7 +26,7 @@ def build_app(service: Service) -> ASGIApp:
         api.include_router(router(service))
     for exception in (*TABLE, HTTPException, RequestValidationError):
         api.add_exception_handler(exception, _answer_error)
-    app: ASGIApp = api
+    app: ASGIApp = HeadRequests(api)
     if service.config.api_keys:
         app = ApiKeys(app, service.config.api_keys)
     if service.config.cors_origins:

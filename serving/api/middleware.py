@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: request ids and keys. Neither touches the chunks of a stream."""
+"""Pure ASGI middleware: request ids, keys and HEAD. None touches the chunks of a stream."""
 
 from __future__ import annotations
 
@@ -72,3 +72,15 @@ class ApiKeys:
             hmac.compare_digest(one.encode("latin-1"), key) for one in given if one for key in self._keys
         ]
         return any(matches)
+
+
+class HeadRequests:
+    """Answers HEAD, which health checks send, like GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self._app({**scope, "method": "GET"} if is_head else scope, receive, send)

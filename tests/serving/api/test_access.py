@@ -53,6 +53,20 @@ def test_health_is_open_and_keys_may_be_unicode(locked: Server) -> None:
     assert locked.client.get("/v1/models", headers=[(b"x-api-key", key)]).status_code == 200
 
 
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/v1/models", 200), ("/nowhere", 404)])
+def test_head_is_get_without_a_body(server: Server, path: str, status: int) -> None:
+    head, get = server.client.head(path), server.client.get(path)
+    assert head.status_code == get.status_code == status and head.content == b""
+    assert head.headers["content-type"] == "application/json" and head.headers["x-request-id"]
+    if status == 200:
+        assert head.headers["content-length"] == str(len(get.content))
+
+
+def test_head_needs_a_key_too(locked: Server) -> None:
+    assert locked.client.head("/v1/models").status_code == 401
+    assert locked.client.head("/v1/models", headers={"x-api-key": "sesame"}).status_code == 200
+
+
 def test_cors(locked: Server, server: Server) -> None:
     preflight = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
     allowed = locked.client.options("/v1/completions", headers=preflight)
