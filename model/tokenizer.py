@@ -76,7 +76,9 @@ class Tokenizer:
         Raises UnicodeEncodeError, a ValueError, for text with lone surrogates.
         """
         text.encode()
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # The batch call, because it alone releases the GIL: a long text must not hold up the server.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(

@@ -13,7 +13,7 @@ from flashlet.serving.api.body import json_route
 from flashlet.serving.api.chunks import ChunkWriter, answer_head, encode_json
 from flashlet.serving.api.generation import Generation
 from flashlet.serving.api.logprobs import chat_logprobs
-from flashlet.serving.api.parameters import generation_requests
+from flashlet.serving.api.parameters import check_num_sequences, generation_requests
 from flashlet.serving.api.prompts import chat_prompt
 from flashlet.serving.api.responses import json_response, responses
 from flashlet.serving.api.schema.chat import ChatChunk, ChatCompletion, ChatRequest
@@ -56,11 +56,11 @@ async def _submit(service: Service, model: LoadedModel, body: ChatRequest) -> Ge
 
 
 async def _queue(service: Service, model: LoadedModel, body: ChatRequest) -> Generation:
+    check_num_sequences(body, 1, model.max_sequences)
     prompt = await chat_prompt(model, body)
     requests = generation_requests(
         body,
         [prompt],
-        max_sequences=model.max_sequences,
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )

@@ -11,8 +11,8 @@ from flashlet.serving.api.body import json_route
 from flashlet.serving.api.chunks import ChunkWriter, answer_head, encode_json
 from flashlet.serving.api.generation import Generation
 from flashlet.serving.api.logprobs import LegacyLogprobs
-from flashlet.serving.api.parameters import generation_requests
-from flashlet.serving.api.prompts import plain_prompt
+from flashlet.serving.api.parameters import check_num_sequences, generation_requests
+from flashlet.serving.api.prompts import plain_prompts
 from flashlet.serving.api.responses import json_response, responses
 from flashlet.serving.api.schema.completions import Completion, CompletionRequest
 from flashlet.serving.api.service import LoadedModel, Service
@@ -53,11 +53,11 @@ def completions_router(service: Service) -> APIRouter:
 async def _submit(service: Service, model: LoadedModel, body: CompletionRequest) -> Generation:
     if body.best_of not in {None, body.num_choices}:
         raise InvalidRequestError(f"best_of: expected n ({body.num_choices}), got {body.best_of}", "best_of")
-    prompts = [await plain_prompt(model, prompt, body.add_special_tokens) for prompt in body.prompts]
+    check_num_sequences(body, len(body.prompts), model.max_sequences)
+    prompts = await plain_prompts(model, body.prompts, body.add_special_tokens is not False)
     requests = generation_requests(
         body,
         prompts,
-        max_sequences=model.max_sequences,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

@@ -14,11 +14,20 @@ GREEDY_BELOW = 1e-5  # so low a temperature is greedy, and dividing by it could 
 _SEED_MASK = 2**64 - 1
 
 
+def check_num_sequences(fields: SamplingFields, num_prompts: int, max_sequences: int) -> None:
+    """Raise InvalidRequestError if prompts x n is more than one request may bring."""
+    if num_prompts * fields.num_choices > max_sequences:
+        raise InvalidRequestError(
+            f"n: expected at most {max_sequences} sequences (prompts x n) per request, "
+            f"got {num_prompts} x {fields.num_choices}",
+            "n",
+        )
+
+
 def generation_requests(
     fields: SamplingFields,
     prompts: Sequence[tuple[int, ...]],
     *,
-    max_sequences: int,
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
@@ -29,12 +38,6 @@ def generation_requests(
 
     The engine checks what depends on the model. Raises InvalidRequestError for what does not.
     """
-    if len(prompts) * fields.num_choices > max_sequences:
-        raise InvalidRequestError(
-            f"n: expected at most {max_sequences} sequences (prompts x n) per request, "
-            f"got {len(prompts)} x {fields.num_choices}",
-            "n",
-        )
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options: only allowed where stream is true", "stream_options")
     seed = secrets.randbits(64) if fields.seed is None else fields.seed

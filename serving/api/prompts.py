@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from flashlet.serving.api.schema.chat import ChatRequest, Message
 from flashlet.serving.api.service import LoadedModel
 from flashlet.serving.errors import ContextLengthError, InvalidRequestError
 
 INLINE_CHARACTERS = 16_000  # longer texts are rendered and tokenized in a thread
+MESSAGE_CHARACTERS = 64  # what rendering a message costs beside its text
+
+Result = TypeVar("Result")
 
 
-async def off_loop(num_characters: int, work: Callable[[], list[int]]) -> list[int]:
+async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
     """Result of `work`, which takes long if there are many characters."""
     return work() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
@@ -30,14 +33,16 @@ def _encode(model: LoadedModel, text: str, add_special_tokens: bool) -> list[int
     return model.tokenizer.encode(text, add_special_tokens)
 
 
-async def plain_prompt(
-    model: LoadedModel, prompt: str | Sequence[int], add_special_tokens: bool | None
-) -> tuple[int, ...]:
-    """Prompt of a legacy completion; ids are used as they are."""
-    if isinstance(prompt, str):
-        ids = await off_loop(len(prompt), lambda: _encode(model, prompt, add_special_tokens is not False))
-        return tuple(ids)
-    return tuple(prompt)
+async def plain_prompts(
+    model: LoadedModel, prompts: Sequence[str | Sequence[int]], add_special_tokens: bool
+) -> list[tuple[int, ...]]:
+    """Prompts of a legacy completion; ids are used as they are."""
+
+    def encode(prompt: str | Sequence[int]) -> tuple[int, ...]:
+        return tuple(_encode(model, prompt, add_special_tokens) if isinstance(prompt, str) else prompt)
+
+    num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    return await off_loop(num_characters, lambda: [encode(prompt) for prompt in prompts])
 
 
 async def chat_prompt(model: LoadedModel, request: ChatRequest) -> tuple[int, ...]:
@@ -75,7 +80,7 @@ async def chat_prompt(model: LoadedModel, request: ChatRequest) -> tuple[int, ..
         )
         return _encode(model, text, bool(request.add_special_tokens))
 
-    num_characters = sum(len(message["content"]) for message in messages)
+    num_characters = sum(len(message["content"]) + MESSAGE_CHARACTERS for message in messages)
     return tuple(await off_loop(num_characters, render_and_encode))
 
 

@@ -41,7 +41,8 @@ def tokens_router(service: Service) -> APIRouter:
                 f"tokens: expected ids below the vocabulary size {model.config.vocab_size}, got {largest}",
                 "tokens",
             )
-        return json_response({"prompt": model.tokenizer.decode(body.tokens, False)})
+        text = await off_loop(len(body.tokens), lambda: model.tokenizer.decode(body.tokens, False))
+        return json_response({"prompt": text})
 
     @router.get("/tokenizer_info", responses=responses(TokenizerInfo, errors=(401, 500, 503)))
     async def tokenizer_info() -> Response:

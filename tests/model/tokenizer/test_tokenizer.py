@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,17 @@ def test_byte_level_ids_and_text_equal_the_reference(
         assert tokenizer.decode(ids, False) == reference.decode(ids, skip_special_tokens=False), text
         assert tokenizer.decode(ids) == reference.decode(ids), text
     assert (tokenizer.encode("x")[0] == tokenizer.bos_token_id) == (name in ("llama-bpe", "tekken"))
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(tiny_model_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_path)
+    encoding = threading.Thread(target=lambda: tokenizer.encode("the user and the city " * 20_000))
+    encoding.start()
+    turns = 0
+    while encoding.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 20
 
 
 def test_byte_level_vocabulary(kit: SimpleNamespace, family: tuple[str, Backend, Path]) -> None:
