@@ -301,6 +301,27 @@ def test_not_http(server: Server, data: bytes) -> None:
     assert_answers(server)
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_offer_to_upgrade_is_ignored(server: Server, protocol: str, chunked: bool) -> None:
+    """Java's HttpClient offers h2c with each first request."""
+    body = b'{"prompt": "hi", "max_tokens": 1}'
+    headers = {"connection": "Upgrade, HTTP2-Settings", "upgrade": protocol, "http2-settings": "AAMAAABk"}
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(2):
+            content = iter([body[:9], body[9:]]) if chunked else body
+            response = client.post(COMPLETIONS, content=content, headers=headers)
+            assert response.status_code == 200 and response.json()["usage"]["completion_tokens"] == 1
+        assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_connect_is_refused(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    assert_answers(server)
+
+
 def test_a_full_queue_is_429_with_a_time(start_server: Callable[..., Server]) -> None:
     server = start_server(engine={"max_sequences": 1, "max_waiting": 2})
     server.executor.delay = 0.02
