@@ -12,7 +12,18 @@ from flashlet.serving.api.generation import Generation
 from flashlet.serving.api.schema.sampling import SamplingFields
 from flashlet.serving.api.service import LoadedModel, Service
 
-encode_json = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+# Clients that read by str.splitlines(), such as httpx's iter_lines(), end a line at these, too.
+_LINE_ENDS = [(end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\u0085\u2028\u2029"]
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON on one line, by whichever definition of a line."""
+    data = _encode(value)
+    if not data.isascii():
+        for end, escaped in _LINE_ENDS:
+            data = data.replace(end, escaped)
+    return data
 
 
 def answer_head(

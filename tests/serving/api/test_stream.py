@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from flashlet.serving.api import sse
+from flashlet.serving.api.chunks import encode_json
 from flashlet.serving.errors import EngineFailedError
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def test_events_are_complete_lines(server: Server) -> None:
     assert events[-2:] == ["data: [DONE]", ""]
     texts = [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events[:-2]]
     assert len(texts) == 401 and {"日", "🙂", "é"} <= set(texts)
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "\u2029", "日\x85", "\x1e\x0b\x0c\r\n", "日 🙂", "a"])
+def test_no_reader_splits_a_chunk(text: str) -> None:
+    data = encode_json({"content": text})
+    assert json.loads(data) == {"content": text} and len(data.decode().splitlines()) == 1
 
 
 class Connection:
