@@ -29,7 +29,7 @@ GAUGES = {
 COUNTERS = {
     "prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
     "prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the prefix cache."),
-    "prompt_tokens": ("prompt_tokens", "Prompt tokens computed."),
+    "prompt_tokens": ("prompt_tokens", "Prompt tokens of the sequences that started, cached ones included."),
     "generation_tokens": ("generation_tokens", "Tokens generated."),
     "num_preemptions": ("preemptions", "Sequences sent back to the queue because blocks ran out."),
 }

@@ -43,9 +43,9 @@ def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
 class LegacyLogprobs:
     """The parallel lists of a legacy completion; `take()` gives what came since the last call."""
 
-    def __init__(self, tokenizer: Tokenizer, text_offset: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._offset = text_offset  # characters of text before the next token
+        self._offset = 0  # characters of text before the next token
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._new: dict[str, list[Any]] = {}
         self.take()
