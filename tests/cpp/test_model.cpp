@@ -125,6 +125,11 @@ Sequence computed(const KernelTable& kernels, const ModelShape& shape, KvFormat 
                   int chunk, int neighbours) {
     const TinyWeights weights(shape);
     Model model(kernels, shape, weights.model, {threads, 16, 96, 4, format});
+    static uint64_t seed = 100;
+    for (int block = 0; block < 15; block += 3) {  // something else lies in every block, each time
+        Sequence before = random_sequence(++seed, kContext, block);
+        step(model, {&before}, kContext);
+    }
     Sequence sequence = random_sequence(7, 70, 3);
     std::vector<Sequence> others;
     for (int i = 0; i < neighbours; ++i)
@@ -181,6 +186,24 @@ TEST(model_with_many_layers_and_few_rows) {
     sequence = random_sequence(3, 8, 0);
     while (sequence.computed < 8) step(model, {&sequence}, 1);
     CHECK(same_bits(sequence.logits, logits));
+}
+
+TEST(model_reads_its_whole_context) {
+    const ModelShape shape = tiny_shape(1, 2, 1, 16);
+    const TinyWeights weights(shape);
+    for (const KvFormat format : {KvFormat::kInt8, KvFormat::kFp16}) {
+        Model model(*available_kernels()[0], shape, weights.model, {2, 6, kContext, 1, format});
+        Sequence sequence = random_sequence(3, kContext, 0), other = sequence;
+        other.tokens[0] = (other.tokens[0] + 1) % 37;
+        step(model, {&sequence}, kContext);
+        step(model, {&other}, kContext);
+        for (size_t at = 0; at < sequence.logits.size(); at += 37) {
+            CHECK(!std::equal(other.logits.begin() + static_cast<std::ptrdiff_t>(at),
+                              other.logits.begin() + static_cast<std::ptrdiff_t>(at + 37),
+                              sequence.logits.begin() + static_cast<std::ptrdiff_t>(at)),
+                  "(position %zu)", at / 37);
+        }
+    }
 }
 
 TEST(model_reports_its_work) {
