@@ -61,6 +61,7 @@ async def _queue(service: Service, model: LoadedModel, body: ChatRequest) -> Gen
     requests = generation_requests(
         body,
         [prompt],
+        continues_prompt=bool(body.continue_final_message),
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )

@@ -58,6 +58,7 @@ async def _submit(service: Service, model: LoadedModel, body: CompletionRequest)
     requests = generation_requests(
         body,
         prompts,
+        continues_prompt=True,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

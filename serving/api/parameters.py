@@ -28,6 +28,7 @@ def generation_requests(
     fields: SamplingFields,
     prompts: Sequence[tuple[int, ...]],
     *,
+    continues_prompt: bool,
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
@@ -54,6 +55,7 @@ def generation_requests(
             ignore_eos=bool(fields.ignore_eos),
             stop=fields.stop_strings,
             stop_token_ids=tuple(fields.stop_token_ids or ()),
+            continues_prompt=continues_prompt,
             include_stop=bool(fields.include_stop_str_in_output),
             prompt_logprobs=prompt_logprobs,
         )

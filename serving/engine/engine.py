@@ -36,8 +36,8 @@ SequenceEvent = tuple[Sequence, TokenEvent | RequestError]
 class TextDecoding(Protocol):
     """What the engine needs of a tokenizer."""
 
-    def stream_decoder(self) -> StreamDecoder:
-        """A fresh decoder for one sequence."""
+    def stream_decoder(self, *, continuation: bool) -> StreamDecoder:
+        """A fresh decoder for one sequence; `continuation`: its text follows an earlier one."""
 
 
 class Engine:
@@ -86,7 +86,8 @@ class Engine:
         max_tokens = self._check(request)
         self._check_queue(num_pending)
         eos_token_ids = self._executor.config.eos_token_ids
-        checker = StopChecker(request, self._tokenizer.stream_decoder(), max_tokens, eos_token_ids)
+        decoder = self._tokenizer.stream_decoder(continuation=request.continues_prompt)
+        checker = StopChecker(request, decoder, max_tokens, eos_token_ids)
         return Sequence(next(self._indices), request, max_tokens, checker)
 
     def add(self, sequence: Sequence) -> None:

@@ -21,6 +21,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    continues_prompt: bool = False  # the answer is put behind the prompt's text: keep a first word's space
     include_stop: bool = False  # keep the stop string or stop token's text in the answer
     prompt_logprobs: int | None = None  # None: off; n: score every prompt token, with n alternatives
 

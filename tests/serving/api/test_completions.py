@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from flashlet.model.tokenizer import Tokenizer
     from tests.serving.api.conftest import Server
 
 COMPLETIONS = "/v1/completions"
@@ -139,6 +140,26 @@ def test_streamed_logprobs_equal_plain(server: Server) -> None:
     parts = [event["logprobs"] for event in events if event["logprobs"]]
     joined = {key: [value for part in parts for value in part[key]] for key in choice["logprobs"]}
     assert joined == choice["logprobs"]
+
+
+def test_an_answer_that_continues_a_text_keeps_its_space(
+    server: Server, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SentencePiece texts lose the space before their first word; " Paris" behind "is" must not."""
+    monkeypatch.setattr(tokenizer, "_strip_leading_space", True)
+    (space,) = tokens(server, " ")
+    body = {"max_tokens": 3, "logit_bias": {str(space): 100}}
+    assert plain(server, prompt="is", **body)["choices"][0]["text"] == "   "
+    assert plain(server, prompt="is", echo=True, **body)["choices"][0]["text"] == "is   "
+
+    def chat(*messages: dict[str, str], **fields: Any) -> str:
+        answer = server.post("/v1/chat/completions", messages=messages, **body, **fields).json()
+        text: str = answer["choices"][0]["message"]["content"]
+        return text
+
+    question, opening = {"role": "user", "content": "where?"}, {"role": "assistant", "content": "It is"}
+    assert chat(question) == "  "
+    assert chat(question, opening, continue_final_message=True) == "   "
 
 
 def test_max_tokens_zero_without_echo(server: Server) -> None:

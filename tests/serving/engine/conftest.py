@@ -124,7 +124,7 @@ class ByteDecoder:
 
 
 class ByteTokenizer:
-    def stream_decoder(self) -> ByteDecoder:
+    def stream_decoder(self, *, continuation: bool) -> ByteDecoder:
         return ByteDecoder()
 
 
