@@ -131,8 +131,8 @@ class Scheduler:
             headroom = len(self.running) + 1 if self.running else 0
             if not self.blocks.can_allocate(sequence, prefix, headroom):
                 return
-            del self.waiting[passed_over]
             self._start(sequence, prefix)
+            del self.waiting[passed_over]
             num_tokens = min(sequence.num_uncomputed, budget)
             plan.add(sequence, num_tokens)
             budget -= num_tokens

@@ -171,6 +171,20 @@ def test_a_failed_step_ends_what_runs_and_the_engine_goes_on(toy: SimpleNamespac
     assert again.events[0].num_cached_tokens == 0  # what the pool held is not trusted any more
 
 
+def test_a_failure_of_the_scheduler_loses_nobody(toy: SimpleNamespace) -> None:
+    engine = toy.engine()
+    blocks = engine.scheduler.blocks
+    allocate = blocks.allocate
+
+    def fail_once(*arguments: object) -> None:
+        blocks.allocate = allocate
+        raise RuntimeError("out of luck")
+
+    blocks.allocate = fail_once
+    (answer,) = toy.run(engine, [request()])
+    assert answer.finish_reason == "length" or isinstance(answer.error, EngineFailedError)
+
+
 def test_three_failures_in_a_row_end_everything(toy: SimpleNamespace) -> None:
     executor = toy.Executor()
     engine = toy.engine(executor, max_sequences=1)
