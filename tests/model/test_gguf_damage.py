@@ -119,6 +119,18 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "twice the same key": (gguf_bytes(keys=[string("a") + struct.pack("<II", UINT32, 0)] * 2), "'a' twice"),
     "not UTF-8": (gguf_bytes(keys=[struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", UINT32, 0)]), "UTF-8"),
+    "a list's string not UTF-8": (
+        gguf_bytes(keys=[string("a") + struct.pack("<IIQQ", ARRAY, STRING, 1, 1) + b"\xff"]),
+        "UTF-8",
+    ),
+    "a list's string of 2^63 bytes": (
+        gguf_bytes(keys=[string("a") + struct.pack("<IIQQ", ARRAY, STRING, 2, 2**63)]),
+        "string of at most",
+    ),
+    "a list's string beyond the end": (
+        gguf_bytes(keys=[string("a") + struct.pack("<IIQQ", ARRAY, STRING, 2, 2**20)]),
+        "goes on to byte",
+    ),
     "alignment 48": (
         gguf_bytes(keys=[string("general.alignment") + struct.pack("<II", UINT32, 48)]),
         "power of two, found 48",

@@ -22,6 +22,8 @@ class WireModel(BaseModel):
 class AnswerModel(BaseModel):
     """An answer, for the OpenAPI document; what is sent is encoded from plain dictionaries."""
 
+    model_config = ConfigDict(defer_build=True)  # most servers are never asked for the document
+
 
 def kind_of(value: Any, kinds: dict[type, str]) -> str | None:
     """Tag of `value` for a union that is told apart by type; booleans are not integers."""

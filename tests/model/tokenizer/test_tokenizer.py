@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -84,6 +86,17 @@ def test_end_ids_of_a_gguf(kit: SimpleNamespace, tmp_path: Path) -> None:
     )
     ends = ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
     assert load_tokenizer(tmp_path / "a.gguf").eos_token_ids == tuple(vocabulary[token] for token in ends)
+
+
+def test_loading_imports_no_other_reader(kit: SimpleNamespace, tmp_path: Path) -> None:
+    kit.write_byte_level_gguf(tmp_path / "a.gguf", "gpt-2", kit.train_byte_level("gpt-2"))
+    program = (
+        "import sys; from pathlib import Path; from flashlet.model.tokenizer import load_tokenizer\n"
+        f"load_tokenizer(Path({str(tmp_path / 'a.gguf')!r}))\n"
+        "print({'gguf', 'sentencepiece', 'transformers', 'torch'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
