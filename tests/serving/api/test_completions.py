@@ -168,6 +168,25 @@ def test_max_tokens_zero_without_echo(server: Server) -> None:
     assert answer["usage"]["completion_tokens"] == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_cached_tokens_are_those_of_the_prompt_not_of_its_choices(server: Server, stream: bool) -> None:
+    prompt = f"{stream} never asked before"
+
+    def cached(n: int) -> int:
+        body = {"prompt": prompt, "n": n, "max_tokens": 1, "seed": 1}
+        if stream:
+            last = server.stream(COMPLETIONS, stream_options={"include_usage": True}, **body)[-2]
+            usage = json.loads(last)["usage"]
+        else:
+            usage = plain(server, **body)["usage"]
+        number: int = usage["prompt_tokens_details"]["cached_tokens"]
+        assert 0 <= number < usage["prompt_tokens"]
+        return number
+
+    assert cached(3) == 0
+    assert cached(3) == cached(1) >= 8
+
+
 def test_best_of_n_is_n(server: Server) -> None:
     assert len(plain(server, prompt="a", n=2, best_of=2, suffix=None)["choices"]) == 2
 

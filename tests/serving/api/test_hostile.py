@@ -339,21 +339,23 @@ def test_a_full_queue_is_429_with_a_time(start_server: Callable[..., Server]) ->
     assert "3" in error["message"]
 
 
-def test_failures_of_the_engine(start_server: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("n", [1, 3])
+def test_failures_of_the_engine(start_server: Callable[..., Server], n: int) -> None:
     server = start_server()
     server.executor.failure = RuntimeError("boom")
-    error = assert_error(server.post(COMPLETIONS, prompt="hi", stream=True), 500, None)
+    error = assert_error(server.post(COMPLETIONS, prompt="hi", stream=True, n=n), 500, None)
     assert error["type"] == "server_error" and "boom" not in error["message"]
     assert_answers(server)
 
     server.executor.delay = 0.02
-    body = {"prompt": "hi", "stream": True, "max_tokens": 100, "ignore_eos": True}
+    body = {"prompt": "hi", "stream": True, "max_tokens": 100, "ignore_eos": True, "n": n}
     with server.client.stream("POST", COMPLETIONS, json=body) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
         server.executor.failure = RuntimeError("boom")
         events = [line.removeprefix("data: ") for line in lines if line]
     assert json.loads(events[-2])["error"]["code"] == "engine_failed" and events[-1] == "[DONE]"
+    assert ["error" in event for event in events].count(True) == 1
     server.wait_idle()
 
 
