@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 
 from flashlet.serving.engine.request import TokenEvent
 from flashlet.serving.engine.sequence import Sequence, SequenceTimes
@@ -15,12 +14,11 @@ StreamItem = TokenEvent | RequestError | None  # None: cancelled
 
 
 class RequestStream:
-    """Token events of one request: `async with stream:` and in it `async for event in stream:`.
+    """Token events of one request: `async for event in stream:`.
 
     Ends after the event with a finish reason, or after `cancel()`. Raises EngineFailedError or
-    EngineStoppedError if the engine ends the request. Leaving the `async with`, cancelling the task that
-    awaits an event, or dropping the stream cancels the request. So wait with a time limit by
-    `asyncio.wait` on a task that runs `anext(stream)`; `asyncio.wait_for` would cancel.
+    EngineStoppedError if the engine ends the request. Cancelling the task that awaits an event, or dropping
+    the stream, cancels the request, too.
     """
 
     def __init__(
@@ -43,18 +41,6 @@ class RequestStream:
             self._ended = True
             self._finalizer()
             self._queue.put_nowait(None)
-
-    async def aclose(self) -> None:
-        """Cancel, as `contextlib.aclosing` expects."""
-        self.cancel()
-
-    async def __aenter__(self) -> RequestStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
 
     def __aiter__(self) -> RequestStream:
         return self

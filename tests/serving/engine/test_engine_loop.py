@@ -138,23 +138,7 @@ async def cancel_the_task(stream: RequestStream) -> None:
         await task
 
 
-async def leave_the_block(stream: RequestStream) -> None:
-    async with stream:
-        await anext(stream)
-
-
-async def close_a_generator(stream: RequestStream) -> None:
-    async def texts() -> AsyncIterator[str]:
-        async with contextlib.aclosing(stream):
-            async for event in stream:
-                yield event.text
-
-    generator = texts()
-    await anext(generator)
-    await generator.aclose()
-
-
-@pytest.mark.parametrize("leave", [cancel_directly, cancel_the_task, leave_the_block, close_a_generator])
+@pytest.mark.parametrize("leave", [cancel_directly, cancel_the_task])
 def test_leaving_frees_the_blocks_within_one_step(toy: SimpleNamespace, leave: object) -> None:
     async def main() -> None:
         executor = toy.Executor()
