@@ -22,9 +22,7 @@ from flashlet.serving.api.loaded_model import LoadedModel
 from flashlet.serving.api.protocol import LimitedProtocol
 from flashlet.serving.api.service import Service
 
-KEEP_ALIVE = (
-    75  # seconds; more than clients keep idle connections, so that they never write into a closing one
-)
+KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections: none writes into a closing one
 GRACE = 2.0  # seconds for the last bytes to leave, after the engine has stopped
 
 logger = logging.getLogger(__name__)
