@@ -106,8 +106,11 @@ struct Int8Kv {
         float scales[Rows];
         for (int r = 0; r < Rows; ++r) {
             alignas(64) float w[kBlock];
-            for (int i = 0; i < kBlock; i += kLanes)
-                store(w + i, mul(load(weights[r] + i), load(value_scales + i)));
+            for (int i = 0; i < kBlock; i += kLanes) {
+                const F32x16 e = load(weights[r] + i), zero = splat(0.0f);
+                // The slot of an invisible token may hold anything, NaN as well.
+                store(w + i, select_less(zero, e, mul(e, load(value_scales + i)), zero));
+            }
             scales[r] = quantize(w, kBlock, codes, r, Rows);
         }
         const int8_t* values = reinterpret_cast<const int8_t*>(cell + plane);
@@ -151,7 +154,9 @@ struct Fp16Kv {
             for (int t = 0; t < kBlock; ++t) {
                 const F32x16 value = load_half(values + t * kLanes);
 #pragma GCC unroll 16
-                for (int r = 0; r < Rows; ++r) sums[r] = fma(splat(weights[r][t]), value, sums[r]);
+                for (int r = 0; r < Rows; ++r) {
+                    if (weights[r][t] > 0.0f) sums[r] = fma(splat(weights[r][t]), value, sums[r]);
+                }
             }
             for (int r = 0; r < Rows; ++r) store(acc + r * padded_dim + d, sums[r]);
         }

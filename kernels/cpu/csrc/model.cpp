@@ -55,9 +55,8 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
       quantized_stride_(std::max({hidden_, round_up(query_size_, kGroup), ffn_stride_})),
       padded_vocab_(round_up(shape.vocab_size, kLanes)),
       cell_bytes_(kv_cell_bytes(limits.kv_format, round_up(shape.head_dim, kLanes))),
-      layer_bytes_(cell_bytes_ * static_cast<size_t>(shape.num_kv_heads) *
-                   static_cast<size_t>(limits.num_blocks)),
-      pool_bytes_(layer_bytes_ * static_cast<size_t>(shape.num_layers)),
+      block_bytes_(block_bytes(shape, limits.kv_format)),
+      pool_bytes_(block_bytes_ * static_cast<size_t>(limits.num_blocks)),
       pool_(limits.threads),
       counters_(stages_needed(shape.num_layers, limits.max_rows + limits.max_slices)) {
     constexpr size_t kHugePage = size_t{1} << 21;
@@ -65,6 +64,7 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
     kv_pool_.reset(static_cast<uint8_t*>(std::aligned_alloc(kHugePage, pool_size)));
     if (kv_pool_ == nullptr) throw std::bad_alloc();
     madvise(kv_pool_.get(), pool_size, MADV_HUGEPAGE);
+    weights_.map_pages();
     const auto rows = static_cast<size_t>(limits.max_rows);
     const auto size = [&](int width) { return rows * static_cast<size_t>(width); };
     residual_.resize(size(hidden_));
@@ -95,11 +95,13 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
 
 Model::~Model() = default;
 
+// A block's cells of all layers lie together, so that its first use touches few pages.
 uint8_t* Model::cell(int layer, int block, int kv_head) const {
-    return kv_pool_.get() + static_cast<size_t>(layer) * layer_bytes_ +
-           (static_cast<size_t>(block) * static_cast<size_t>(shape_.num_kv_heads) +
-            static_cast<size_t>(kv_head)) *
-               cell_bytes_;
+    const auto index =
+        (static_cast<size_t>(block) * static_cast<size_t>(shape_.num_layers) + static_cast<size_t>(layer)) *
+            static_cast<size_t>(shape_.num_kv_heads) +
+        static_cast<size_t>(kv_head);
+    return kv_pool_.get() + index * cell_bytes_;
 }
 
 void Model::step(StepPlan& plan, float* logits) {
@@ -288,8 +290,7 @@ void Model::attend(Worker& worker, int layer, const AttentionUnit& unit) {
     tile.window = shape_.windows.empty() ? 0 : shape_.windows[static_cast<size_t>(layer)];
     tile.block_table = plan_->block_tables.data() + slice.table;
     tile.head_dim = dim;
-    tile.kv = {cell(layer, 0, unit.kv_head), cell_bytes_ * static_cast<size_t>(shape_.num_kv_heads),
-               limits_.kv_format};
+    tile.kv = {cell(layer, 0, unit.kv_head), block_bytes_, limits_.kv_format};
     for (int row = unit.row; row < unit.row + unit.rows; ++row) {
         for (int head = unit.first_head; head < unit.first_head + unit.heads; ++head, ++tile.rows) {
             const auto slot =
@@ -358,17 +359,12 @@ double Model::measure_read() {
     };
     std::vector<Span> spans;
     size_t total = 0;
-    const auto add = [&](const PackedMatrix& w) {
+    weights_.each_matrix([&](const uint8_t* data, size_t bytes) {
         constexpr size_t kChunk = size_t{1} << 18;
-        const size_t bytes = static_cast<size_t>(w.panels) * static_cast<size_t>(w.groups) * kCellBytes;
         for (size_t at = 0; at < bytes; at += kChunk)
-            spans.push_back({w.cells + at, std::min(kChunk, bytes - at)});
+            spans.push_back({data + at, std::min(kChunk, bytes - at)});
         total += bytes;
-    };
-    for (const LayerWeights& w : weights_.layers) {
-        for (const PackedMatrix* matrix : {&w.qkv, &w.o, &w.gate_up, &w.down}) add(*matrix);
-    }
-    add(weights_.head);
+    });
     std::atomic<uint64_t> sink{0};
     counters_.reset();
     const Clock::time_point begin = Clock::now();

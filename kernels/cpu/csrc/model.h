@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "sampler.h"
 #include "thread_pool.h"
+#include "weights.h"
 
 namespace flashlet {
 
@@ -17,26 +18,6 @@ struct ModelShape {
         context_length;
     float rms_norm_eps;
     std::vector<int> windows;  // per layer; 0: full attention
-};
-
-// The caller keeps the arrays alive.
-struct LayerWeights {
-    const float* attn_norm;  // [hidden, padded to 16]
-    PackedMatrix qkv;        // rows: query heads, key heads, value heads
-    const float* q_norm;     // [head_dim] or null
-    const float* k_norm;
-    PackedMatrix o;
-    const float* ffn_norm;
-    PackedMatrix gate_up;  // panels alternate
-    PackedMatrix down;
-};
-
-struct ModelWeights {
-    std::vector<LayerWeights> layers;
-    PackedMatrix embed, head;
-    const float* final_norm;
-    const float* rope_cos;  // [context_length][head_dim / 2]
-    const float* rope_sin;
 };
 
 struct ModelLimits {
@@ -127,7 +108,7 @@ class Model {
     const ModelWeights weights_;
     const ModelLimits limits_;
     const int hidden_, query_size_, kv_size_, qkv_stride_, ffn_stride_, quantized_stride_, padded_vocab_;
-    const size_t cell_bytes_, layer_bytes_, pool_bytes_;
+    const size_t cell_bytes_, block_bytes_, pool_bytes_;
     ThreadPool pool_;
     ChunkCounters counters_;
     struct Free {

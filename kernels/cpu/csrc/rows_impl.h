@@ -6,7 +6,7 @@
 namespace flashlet::FLASHLET_ISA {
 
 inline F32x16 exp16(F32x16 x) {
-    x = min(max(x, splat(-87.0f)), splat(88.0f));
+    x = min(splat(88.0f), max(splat(-87.0f), x));  // in this order NaN stays NaN
     const F32x16 n = round(mul(x, splat(1.44269504f)));
     F32x16 r = fma(n, splat(-0.693145752f), x);
     r = fma(n, splat(-1.42860677e-6f), r);
@@ -51,17 +51,22 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
     for (int i = 0; i < padded; i += kLanes) store(y + i, mul(mul(load(x + i), r), load(weight + i)));
 }
 
+// NaN if a value is NaN or infinite: max() would overlook the one, and the other scales everything to zero.
 inline float abs_max(const float* x, int n) {
-    F32x16 m = splat(0.0f);
-    for (int i = 0; i < n; i += kLanes) m = max(abs(load(x + i)), m);
-    return fold_max(m);
+    F32x16 m = splat(0.0f), invalid = splat(0.0f);
+    for (int i = 0; i < n; i += kLanes) {
+        const F32x16 v = load(x + i);
+        m = max(abs(v), m);
+        invalid = fma(v, splat(0.0f), invalid);
+    }
+    return fold_max(m) + fold_add(invalid);
 }
 
 inline constexpr float kTiny = 0x1p-100f;  // below this a row counts as zero, so that 1 / scale stays finite
 
 float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
     const float largest = abs_max(x, n);
-    const bool zero = !(largest >= kTiny);
+    const bool zero = largest < kTiny;  // not where it is NaN: the scale carries that on
     const F32x16 inverse = splat(zero ? 0.0f : static_cast<float>(kMaxQuantized) / largest);
     int16_t* out = tile + index * kInputs;
     for (int i = 0; i < n; i += kLanes, out += rows * kLanes) {
