@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import os
 import signal
 import socket
@@ -56,7 +55,6 @@ class HTTPServer:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=math.ceil(config.drain_timeout + GRACE),
             )
         )
 
@@ -76,8 +74,7 @@ class HTTPServer:
                 on_ready()
             await stop
         finally:
-            await self._shut_down()
-            await serving
+            await self._shut_down(serving)
 
     def _start(self, model: LoadedModel) -> None:
         model.engine_loop.start()
@@ -92,8 +89,11 @@ class HTTPServer:
         self._service.stopping = True
         self._stop.set()
 
-    async def _shut_down(self) -> None:
-        """Stop accepting, let running requests end within the limit, end the others with an error."""
+    async def _shut_down(self, serving: asyncio.Task[None]) -> None:
+        """Stop accepting, let running requests end within the limit, end the others with an error.
+
+        Clients that then still do not read their answer, or never sent the whole request, are cut off.
+        """
         self._service.stopping = True
         self._http.should_exit = True
         if self._service.model is not None:
@@ -102,4 +102,8 @@ class HTTPServer:
                 logger.warning("requests still ran after %g s; ending them", self._config.drain_timeout)
             await asyncio.to_thread(engine_loop.stop)
             self._service.model = None
+        await asyncio.wait({serving}, timeout=GRACE)
+        for connection in [*self._http.server_state.connections]:
+            connection.transport.abort()
+        await serving
         gc.unfreeze()

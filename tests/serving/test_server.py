@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import socket
@@ -121,6 +122,37 @@ def test_the_drain_has_a_limit(start: Start) -> None:
     assert process.wait(20) == 0
     reader.join(10)
     assert "shutting_down" in reader.lines[-2] and reader.lines[-1] == "data: [DONE]"
+
+
+def test_half_sent_requests_do_not_hold_up_the_end(start: Start) -> None:
+    process = start(drain_timeout=1000)
+    port = int(url_of(process).rpartition(":")[2])
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+    with (
+        socket.create_connection(("127.0.0.1", port)) as body,
+        socket.create_connection(("127.0.0.1", port)) as no_head,
+    ):
+        body.sendall(head + b"{")
+        no_head.sendall(head[:20])
+        httpx.get(f"http://127.0.0.1:{port}/health")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert process.stderr is not None and process.stderr.read() == ""
+
+
+def test_a_reader_that_stops_does_not_hold_up_the_end(start: Start) -> None:
+    process = start(drain_timeout=1000)
+    port = int(url_of(process).rpartition(":")[2])
+    content = json.dumps(BODY | {"max_tokens": 60, "n": 128, "logprobs": 20}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", port))
+        reader.sendall(head + content)
+        assert reader.recv(10)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert process.stderr is not None and process.stderr.read() == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
