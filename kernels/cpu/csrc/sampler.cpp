@@ -115,6 +115,27 @@ std::vector<ScoredToken>& Sampler::largest(const float* x, int count) {
     return candidates_;
 }
 
+// Keeps the shortest prefix, in order, whose weights exp(x - top) reach `mass`; at least one token. Selects
+// by halves instead of sorting, because flat distributions have thousands of tokens.
+void Sampler::keep_mass(std::vector<ScoredToken>& tokens, float top, double mass) {
+    size_t begin = 0,
+           end = tokens.size();  // the prefix of `begin` is too light; that of `end` is not, or all
+    while (end - begin > 1) {
+        const size_t middle = begin + (end - begin) / 2;
+        const auto at = [&](size_t i) { return tokens.begin() + static_cast<std::ptrdiff_t>(i); };
+        std::nth_element(at(begin), at(middle), at(end), before);
+        double half = 0.0;
+        for (size_t i = begin; i < middle; ++i) half += std::exp(double{tokens[i].first} - double{top});
+        if (half >= mass) {
+            end = middle;
+        } else {
+            begin = middle;
+            mass -= half;
+        }
+    }
+    tokens.resize(end);
+}
+
 // Keeps in row_, whose values are divided by the temperature, what top_k, top_p and min_p leave; everything
 // else becomes -inf.
 void Sampler::filter(const SampleParams& params) {
@@ -135,14 +156,8 @@ void Sampler::filter(const SampleParams& params) {
                 for (const ScoredToken& c : *kept) mass += weight(c.first);
                 if (whole || mass >= params.top_p * total) break;
             }
-            std::sort(kept->begin(), kept->end(), before);
         }
-        double cumulative = 0.0;
-        size_t count = 0;
-        while (count < kept->size() && (count == 0 || cumulative < params.top_p * total)) {
-            cumulative += weight((*kept)[count++].first);
-        }
-        kept->resize(count);
+        keep_mass(*kept, top, params.top_p * total);
     }
     if (kept == nullptr) {  // a little more than min_p keeps; the exact test follows
         const double threshold = double{top} + std::log(params.min_p) - 0.01;

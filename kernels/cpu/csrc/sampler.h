@@ -53,6 +53,7 @@ class Sampler {
     bool valid(const float* logits) const;
     void adjust(const SampleParams& params);
     void filter(const SampleParams& params);
+    static void keep_mass(std::vector<ScoredToken>& tokens, float top, double mass);
     std::vector<ScoredToken>& candidates_above(const float* x, float threshold);
     std::vector<ScoredToken>& largest(const float* x, int count);
 
