@@ -1,4 +1,4 @@
-// Reads a model's shape and weights from Python objects.
+// Reads numbers, a model's shape and its weights from Python objects.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -20,6 +20,17 @@ namespace nb = nanobind;
 
 using FloatArray = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using ByteArray = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
+
+// A number out of Python; nanobind's own error would neither say which one nor be a ValueError.
+template <class T>
+T number(const nb::handle& value, const char* name) {
+    T result{};
+    if (!nb::try_cast(value, result)) {
+        throw std::invalid_argument(std::string(name) + ": expected a number of " +
+                                    std::to_string(8 * sizeof(T)) + " bits, got " + nb::repr(value).c_str());
+    }
+    return result;
+}
 
 // The arrays of a weight cache, checked against the shape and kept alive.
 class Arrays {

@@ -40,17 +40,6 @@ ModelLimits checked_limits(int threads, int64_t num_blocks, int max_rows, int ma
     return {threads, static_cast<int>(num_blocks), max_rows, max_slices, read_kv_format(kv_dtype)};
 }
 
-// A number of the step; nanobind's own error would neither say which one nor be a ValueError.
-template <class T>
-T number(const nb::handle& value, const char* name) {
-    T result{};
-    if (!nb::try_cast(value, result)) {
-        throw std::invalid_argument(std::string(name) + ": expected a number of " +
-                                    std::to_string(8 * sizeof(T)) + " bits, got " + nb::repr(value).c_str());
-    }
-    return result;
-}
-
 class NativeModel {
   public:
     NativeModel(const nb::object& config, const nb::dict& arrays, const std::string& kv_dtype,
