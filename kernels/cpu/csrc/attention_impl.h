@@ -31,7 +31,7 @@ inline float quantize_head(const float* x, int head_dim, int8_t* q) {
     __builtin_memcpy(padded, x, static_cast<size_t>(head_dim) * sizeof(float));
     const int n = round_up(head_dim, kLanes);
     const float largest = abs_max(padded, n);
-    const bool zero = !(largest >= kTiny);
+    const bool zero = largest < kTiny;  // not for NaN, which must show
     const F32x16 inverse = splat(zero ? 0.0f : 127.0f / largest);
     for (int i = 0; i < n; i += kLanes) store_int8(q + i, to_int(mul(load(padded + i), inverse)));
     return zero ? 0.0f : largest / 127.0f;
@@ -188,6 +188,11 @@ inline float softmax_row(float* scores, int first, int last, int lo, int positio
     return fold_add(sum);
 }
 
+// Blocks lie far apart, so that the processor cannot guess the next one.
+inline void prefetch_cell(const uint8_t* cell, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += 64) prefetch(cell + line);
+}
+
 template <class Kv, int Rows>
 void attend(const AttentionTile& tile, const AttentionScratch& scratch) {
     const int padded_dim = round_up(tile.head_dim, kLanes);
@@ -210,6 +215,7 @@ void attend(const AttentionTile& tile, const AttentionScratch& scratch) {
     for (int block = low; block <= high; ++block) {
         float* out[Rows];
         for (int r = 0; r < Rows; ++r) out[r] = row_scores(r) + block * kBlock;
+        if (block < high) prefetch_cell(cell(block + 1), kv_cell_bytes(tile.kv.format, padded_dim));
         Kv::template scores<Rows>(tile, queries, cell(block), padded_dim, out);
     }
     float denominators[Rows];

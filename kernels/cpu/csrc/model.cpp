@@ -22,6 +22,15 @@ int stages_needed(int layers, int max_logit_rows) {
     return 2 + layers * kStagesPerLayer + 3 * ((max_logit_rows + kLogitRows - 1) / kLogitRows);
 }
 
+// Mapped, so that its pages are zero, cost nothing until used, and go back to the system with the model.
+uint8_t* map_pool(size_t bytes) {
+    void* pool =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (pool == MAP_FAILED) throw std::bad_alloc();
+    madvise(pool, bytes, MADV_HUGEPAGE);
+    return static_cast<uint8_t*>(pool);
+}
+
 }  // namespace
 
 struct Model::Worker {
@@ -34,7 +43,7 @@ struct Model::Worker {
     Clock::time_point mark;
 };
 
-void Model::Free::operator()(void* p) const { std::free(p); }
+void Model::Unmap::operator()(uint8_t* p) const { munmap(p, bytes); }
 
 size_t Model::block_bytes(const ModelShape& shape, KvFormat format) {
     return kv_cell_bytes(format, round_up(shape.head_dim, kLanes)) * static_cast<size_t>(shape.num_layers) *
@@ -58,12 +67,8 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
       block_bytes_(block_bytes(shape, limits.kv_format)),
       pool_bytes_(block_bytes_ * static_cast<size_t>(limits.num_blocks)),
       pool_(limits.threads),
-      counters_(stages_needed(shape.num_layers, limits.max_rows + limits.max_slices)) {
-    constexpr size_t kHugePage = size_t{1} << 21;
-    const size_t pool_size = (pool_bytes_ + kHugePage - 1) / kHugePage * kHugePage;
-    kv_pool_.reset(static_cast<uint8_t*>(std::aligned_alloc(kHugePage, pool_size)));
-    if (kv_pool_ == nullptr) throw std::bad_alloc();
-    madvise(kv_pool_.get(), pool_size, MADV_HUGEPAGE);
+      counters_(stages_needed(shape.num_layers, limits.max_rows + limits.max_slices)),
+      kv_pool_(map_pool(pool_bytes_), Unmap{pool_bytes_}) {
     weights_.map_pages();
     const auto rows = static_cast<size_t>(limits.max_rows);
     const auto size = [&](int width) { return rows * static_cast<size_t>(width); };
@@ -206,7 +211,7 @@ QuantizedRows Model::quantized(Worker& worker, const float* x, const float* norm
 
 void Model::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows,
                     Epilogue epilogue, float* out, int out_stride, Stage stage) {
-    // About eight chunks per thread, in whole gate/up pairs, no more than fits the second-level cache.
+    // Four or more chunks per thread, in whole gate/up pairs, none larger than the second-level cache.
     const int chunk = std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
     counters_.each(worker.stage, w.panels, chunk, [&](int begin, int end) {
         kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride);

@@ -111,10 +111,11 @@ class Model {
     const size_t cell_bytes_, block_bytes_, pool_bytes_;
     ThreadPool pool_;
     ChunkCounters counters_;
-    struct Free {
-        void operator()(void* p) const;
+    struct Unmap {
+        size_t bytes;
+        void operator()(uint8_t* p) const;
     };
-    std::unique_ptr<uint8_t, Free> kv_pool_;
+    std::unique_ptr<uint8_t, Unmap> kv_pool_;
     std::vector<float> residual_, qkv_, attended_, ffn_, logits_;
     std::vector<int16_t> quantized_, queries_;
     std::vector<float> scales_, query_scales_;
