@@ -124,6 +124,6 @@ inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
     accumulate_pairs(acc.hi, w.hi, both);
 }
 inline void arrange(int16_t*, int) {}
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace flashlet::FLASHLET_ISA

@@ -83,6 +83,6 @@ inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
         : "v"(w.v), "m"(*reinterpret_cast<const int16_t (*)[2]>(x)));
 }
 inline void arrange(int16_t*, int) {}
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace flashlet::FLASHLET_ISA
