@@ -5,35 +5,47 @@
 
 namespace flashlet::FLASHLET_ISA {
 
+// Rotates 16 pairs (x1[i], x2[i]).
+inline void rotate(float* x1, float* x2, const float* cos, const float* sin) {
+    const F32x16 a = load(x1), b = load(x2), cosine = load(cos), sine = load(sin);
+    store(x1, fma(a, cosine, sub(splat(0.0f), mul(b, sine))));
+    store(x2, fma(b, cosine, mul(a, sine)));
+}
+
 void rope(float* head, const float* cos, const float* sin, int head_dim) {
-    const int half = head_dim / 2;
-    for (int i = 0; i < half; i += kLanes) {
-        float x1[kLanes] = {}, x2[kLanes] = {}, c[kLanes] = {}, s[kLanes] = {};
-        const int n = half - i < kLanes ? half - i : kLanes;
-        const size_t bytes = static_cast<size_t>(n) * sizeof(float);
-        __builtin_memcpy(x1, head + i, bytes);
-        __builtin_memcpy(x2, head + half + i, bytes);
-        __builtin_memcpy(c, cos + i, bytes);
-        __builtin_memcpy(s, sin + i, bytes);
-        const F32x16 a = load(x1), b = load(x2), cosine = load(c), sine = load(s);
-        store(x1, fma(a, cosine, sub(splat(0.0f), mul(b, sine))));
-        store(x2, fma(b, cosine, mul(a, sine)));
-        __builtin_memcpy(head + i, x1, bytes);
-        __builtin_memcpy(head + half + i, x2, bytes);
-    }
+    const int half = head_dim / 2, whole = half / kLanes * kLanes;
+    for (int i = 0; i < whole; i += kLanes) rotate(head + i, head + half + i, cos + i, sin + i);
+    if (whole == half) return;
+    float x1[kLanes] = {}, x2[kLanes] = {}, c[kLanes] = {}, s[kLanes] = {};
+    const size_t bytes = static_cast<size_t>(half - whole) * sizeof(float);
+    __builtin_memcpy(x1, head + whole, bytes);
+    __builtin_memcpy(x2, head + half + whole, bytes);
+    __builtin_memcpy(c, cos + whole, bytes);
+    __builtin_memcpy(s, sin + whole, bytes);
+    rotate(x1, x2, c, s);
+    __builtin_memcpy(head + whole, x1, bytes);
+    __builtin_memcpy(head + half + whole, x2, bytes);
 }
 
 inline constexpr int kMaxHeadDim = 512;
 
+// A head vector padded with zeros to whole vectors: itself if that is nothing, else a copy in `buffer`.
+inline const float* padded_head(const float* x, int head_dim, float* buffer) {
+    if (head_dim % kLanes == 0) return x;
+    for (int i = head_dim; i < round_up(head_dim, kLanes); ++i) buffer[i] = 0.0f;
+    __builtin_memcpy(buffer, x, static_cast<size_t>(head_dim) * sizeof(float));
+    return buffer;
+}
+
 // Quantizes one head vector to int8; returns its scale.
 inline float quantize_head(const float* x, int head_dim, int8_t* q) {
-    alignas(64) float padded[kMaxHeadDim] = {};
-    __builtin_memcpy(padded, x, static_cast<size_t>(head_dim) * sizeof(float));
+    alignas(64) float buffer[kMaxHeadDim];
+    x = padded_head(x, head_dim, buffer);
     const int n = round_up(head_dim, kLanes);
-    const float largest = abs_max(padded, n);
+    const float largest = abs_max(x, n);
     const bool zero = largest < kTiny;  // not for NaN, which must show
     const F32x16 inverse = splat(zero ? 0.0f : 127.0f / largest);
-    for (int i = 0; i < n; i += kLanes) store_int8(q + i, to_int(mul(load(padded + i), inverse)));
+    for (int i = 0; i < n; i += kLanes) store_int8(q + i, to_int(mul(load(x + i), inverse)));
     return zero ? 0.0f : largest / 127.0f;
 }
 
@@ -55,27 +67,27 @@ void store_kv(uint8_t* cell, KvFormat format, int slot, int head_dim, const floa
         }
         return;
     }
-    alignas(64) float padded[kMaxHeadDim] = {};
+    alignas(64) float buffer[kMaxHeadDim];
     alignas(64) uint16_t halves[kLanes];
     uint16_t* k = reinterpret_cast<uint16_t*>(cell) + static_cast<size_t>(panel) * n * kLanes + lane;
     uint16_t* v = reinterpret_cast<uint16_t*>(cell) + plane + slot * kLanes;
-    __builtin_memcpy(padded, key, static_cast<size_t>(head_dim) * sizeof(float));
+    key = padded_head(key, head_dim, buffer);
     for (int d = 0; d < n; d += kLanes) {
-        store_half(halves, load(padded + d));
+        store_half(halves, load(key + d));
         for (int i = 0; i < kLanes; ++i) k[(d + i) * kLanes] = halves[i];
     }
-    __builtin_memcpy(padded, value, static_cast<size_t>(head_dim) * sizeof(float));
+    value = padded_head(value, head_dim, buffer);
     for (int d = 0; d < n; d += kLanes) {
-        store_half(v + static_cast<size_t>(d / kLanes) * kBlock * kLanes, load(padded + d));
+        store_half(v + static_cast<size_t>(d / kLanes) * kBlock * kLanes, load(value + d));
     }
 }
 
 // Makes one tile of rows that were quantized as tiles of their own.
 template <int Rows>
 inline void interleave(const int16_t* const* rows, int n, int16_t* tile) {
-    for (int i = 0; i < n; i += kInputs) {
-        for (int r = 0; r < Rows; ++r, tile += kInputs)
-            __builtin_memcpy(tile, rows[r] + i, kInputs * sizeof(int16_t));
+    for (int i = 0; i < n; i += kLanes) {
+        for (int r = 0; r < Rows; ++r, tile += kLanes)
+            __builtin_memcpy(tile, rows[r] + i, kLanes * sizeof(int16_t));
     }
 }
 

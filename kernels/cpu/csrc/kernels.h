@@ -39,9 +39,9 @@ constexpr RowTile tile_of(int row, int total, int max_rows) {
     return {first, total * (tile + 1) / tiles - first};
 }
 
-// Rows of activations as 13-bit integers. The rows of a tile are interleaved in units of a few inputs,
-// [stride / unit][rows of the tile][unit], so that a product walks one pointer; unit and the order inside
-// it are the kernels' own. The tile that starts at row r starts at values + r * stride.
+// Rows of activations as 13-bit integers. The rows of a tile are interleaved 16 inputs at a time,
+// [stride / 16][rows of the tile][16], so that a product walks one pointer; the order inside the 16 is the
+// kernels' own. The tile that starts at row r starts at values + r * stride.
 struct QuantizedRows {
     const int16_t* values;
     const float* scales;  // [rows]

@@ -15,6 +15,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kPrivateRows = 2;      // up to here each thread quantizes for itself: cheaper than a barrier
+constexpr int kRowChunk = 4;         // rows per claim where a stage works row by row
 constexpr int kLogitRows = 24;       // rows of logits held at once
 constexpr int kStagesPerLayer = 10;  // each ends with finish()
 
@@ -167,7 +168,7 @@ void Model::run(Worker& worker) {
 }
 
 void Model::embed(Worker& worker) {
-    counters_.each(worker.stage, plan_->rows(), 8, [&](int begin, int end) {
+    counters_.each(worker.stage, plan_->rows(), kRowChunk, [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
             kernels_.embed(weights_.embed, plan_->tokens[static_cast<size_t>(row)],
                            residual_.data() + static_cast<size_t>(row) * static_cast<size_t>(hidden_));
@@ -203,7 +204,7 @@ QuantizedRows Model::quantized(Worker& worker, const float* x, const float* norm
     if (alone) {
         rows(0, total);
     } else {
-        counters_.each(worker.stage, total, kMaxTile, rows);
+        counters_.each(worker.stage, total, kRowChunk, rows);
         finish(worker, Stage::kNorm);
     }
     return {values, scales, stride};
@@ -225,7 +226,7 @@ void Model::layer(Worker& worker, int index) {
     product(worker, w.qkv, quantized(worker, residual_.data(), w.attn_norm, shape_.hidden_size, hidden_),
             rows, Epilogue::kStore, qkv_.data(), qkv_stride_, Stage::kQkv);
     if (rotate_first_) {  // tiles read keys that other units rotate: all of them must lie in the pool first
-        counters_.each(worker.stage, rows, 2, [&](int begin, int end) {
+        counters_.each(worker.stage, rows, kRowChunk, [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
                 for (int head = 0; head < shape_.num_kv_heads; ++head) rotate_and_store(index, row, head);
             }

@@ -16,13 +16,13 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) acc[s][r] = splat_int(0);
     }
-    for (int k = 0; k < inputs; k += kInputs * kSplit) {
-#pragma GCC unroll 4
-        for (int s = 0; s < kSplit; ++s) {
-            const Weights weights = load_weights(w + (k + s * kInputs) * kLanes);
+    for (int k = 0; k < inputs; k += kLanes, w += kLanes * kLanes, x += kLanes * Rows) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kLanes; j += kInputs) {
+            const Weights weights = load_weights(w + j * kLanes);
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) {
-                accumulate_dot(acc[s][r], weights, x + (k + s * kInputs) * Rows + r * kInputs);
+                accumulate_dot(acc[j / kInputs % kSplit][r], weights, x + r * kLanes + j);
             }
         }
     }

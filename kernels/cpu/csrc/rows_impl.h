@@ -68,13 +68,10 @@ float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
     const float largest = abs_max(x, n);
     const bool zero = largest < kTiny;  // not where it is NaN: the scale carries that on
     const F32x16 inverse = splat(zero ? 0.0f : static_cast<float>(kMaxQuantized) / largest);
-    int16_t* out = tile + index * kInputs;
+    int16_t* out = tile + index * kLanes;
     for (int i = 0; i < n; i += kLanes, out += rows * kLanes) {
-        alignas(64) int16_t q[kLanes];
-        store_int16(q, to_int(mul(load(x + i), inverse)));
-        arrange(q, kLanes);
-        for (int j = 0; j < kLanes; j += kInputs)
-            __builtin_memcpy(out + j * rows, q + j, kInputs * sizeof(int16_t));
+        store_int16(out, to_int(mul(load(x + i), inverse)));
+        arrange(out, kLanes);
     }
     return zero ? 0.0f : largest / static_cast<float>(kMaxQuantized);
 }
