@@ -200,7 +200,10 @@ inline float softmax_row(float* scores, int first, int last, int lo, int positio
     return fold_add(sum);
 }
 
-// Blocks lie far apart, so that the processor cannot guess the next one.
+// Blocks lie far apart, so that the processor cannot guess the next one; one block's work is shorter than the
+// latency of memory.
+inline constexpr int kBlocksAhead = 4;
+
 inline void prefetch_cell(const uint8_t* cell, size_t bytes) {
     for (size_t line = 0; line < bytes; line += 64) prefetch(cell + line);
 }
@@ -227,7 +230,9 @@ void attend(const AttentionTile& tile, const AttentionScratch& scratch) {
     for (int block = low; block <= high; ++block) {
         float* out[Rows];
         for (int r = 0; r < Rows; ++r) out[r] = row_scores(r) + block * kBlock;
-        if (block < high) prefetch_cell(cell(block + 1), kv_cell_bytes(tile.kv.format, padded_dim));
+        if (block + kBlocksAhead <= high) {
+            prefetch_cell(cell(block + kBlocksAhead), kv_cell_bytes(tile.kv.format, padded_dim));
+        }
         Kv::template scores<Rows>(tile, queries, cell(block), padded_dim, out);
     }
     float denominators[Rows];
