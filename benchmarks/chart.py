@@ -11,13 +11,13 @@ _WIDTH = 0.8  # of a group of bars
 
 
 def draw_chart(comparison: Comparison, title: str, path: Path) -> None:
-    """Write a PNG with one panel for throughput and one for gaps and stalls."""
+    """Write a PNG with a panel for throughput above one for gaps and stalls."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (speeds, waits) = plt.subplots(1, 2, figsize=(13, 5), width_ratios=(3, 2))
+    figure, (speeds, waits) = plt.subplots(2, 1, figsize=(11, 9))
     _bars(speeds, comparison, ("tokens/s",), "tokens per second, all clients together")
     _bars(waits, comparison, ("gap p99, ms", "longest stall, ms"), "longest waits between tokens, ms")
     waits.set_yscale("log")
@@ -43,7 +43,7 @@ def _bars(axes: Any, comparison: Comparison, metrics: tuple[str, ...], title: st
         bars = axes.bar(offsets, values, width, label=name)
         axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=8)
     labels = [
-        scenario.replace(", ", "\n").replace(" during ", "\nduring ")
+        scenario.replace(", ", "\n").replace(" of ", "\nof ").replace(" during ", "\nduring ")
         + ("" if len(metrics) == 1 else f"\n{metric[:-4]}")
         for scenario, metric in groups
     ]
