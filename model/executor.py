@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
@@ -64,22 +63,19 @@ class Executor(Protocol):
 def create_executor(path: Path, options: ExecutorOptions) -> Executor:
     """Load the model at `path` into the executor that `options` asks for.
 
-    Backend auto is native for int8 weights on the CPU if this build has it, else torch. Raises
-    UnsupportedModelError for combinations that do not exist, MissingExtraError without torch, and what
-    loading the weights raises.
+    Backend auto is native for int8 weights on the CPU, else torch. Raises UnsupportedModelError for
+    combinations that do not exist, MissingExtraError without torch, and what loading the weights raises.
     """
     native_fits = options.weights == "int8" and options.kv_dtype != "fp32" and options.device == "cpu"
-    has_native = find_spec("flashlet.model.executor_native") is not None
-    if options.backend == "native" and not (native_fits and has_native):
+    if options.backend == "native" and not native_fits:
         raise UnsupportedModelError(
             "the native backend runs int8 weights with int8 or fp16 KV on the CPU, got "
             f"{options.weights} weights with {options.kv_dtype} KV on {options.device}"
-            if has_native
-            else "this build of flashlet has no native backend; use auto or torch"
         )
-    if options.backend != "torch" and native_fits and has_native:
-        native: Executor = import_module("flashlet.model.executor_native").NativeExecutor(path, options)
-        return native
+    if options.backend != "torch" and native_fits:
+        from flashlet.model.executor_native import NativeExecutor
+
+        return NativeExecutor(path, options)
     if find_spec("torch") is None:
         raise MissingExtraError("the torch backend needs torch: pip install 'flashlet[torch]'")
     from flashlet.model.executor_torch import TorchExecutor
