@@ -215,7 +215,7 @@ def test_closed_executors_leave_no_memory_and_no_threads_behind(arrays: Arrays) 
         resident.append(process.memory_info().rss)
         threads.append(process.num_threads())
     assert max(resident) - resident[0] < 8 << 20
-    assert len(set(threads)) == 1
+    assert threads[-1] <= threads[0]  # those of other tests may end meanwhile
 
 
 def test_the_arrays_need_not_be_kept(packed_arrays: PackedArrays) -> None:
