@@ -28,6 +28,7 @@ class ExecutorOptions:
     kv_cache_bytes: int = 1 << 30
     max_step_tokens: int = 512  # most rows in one step
     max_sequences: int = 64  # most slices in one step
+    draft: Path | None = None  # file of a draft model for this target; native only
     threads: int = 0  # 0: physical cores that this process may use
 
 
@@ -49,6 +50,10 @@ class Executor(Protocol):
     @property
     def num_blocks(self) -> int:
         """Blocks in the KV pool; ids are 0 .. num_blocks - 1."""
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Most tokens that the draft model proposes in one step; 0 without a draft model."""
 
     def execute(self, step: Step) -> Sequence[SliceOutput]:
         """Run one ragged step; outputs are parallel to `step.slices`.

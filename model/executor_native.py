@@ -96,6 +96,11 @@ class NativeExecutor:
         return self._num_blocks
 
     @property
+    def max_draft_tokens(self) -> int:
+        """Most tokens that the draft model proposes in one step; 0 without a draft model."""
+        return 0
+
+    @property
     def native(self) -> NativeModel:
         """The C++ model, for measurements."""
         return self._model

@@ -43,6 +43,7 @@ class TorchExecutor:
     """
 
     block_size = BLOCK_SIZE
+    max_draft_tokens = 0
 
     def __init__(self, path: Path, options: ExecutorOptions) -> None:
         """Load the model at `path`.
@@ -88,11 +89,11 @@ class TorchExecutor:
             if token_index < len(item.logprob_targets):
                 target = item.logprob_targets[token_index]
                 targets[index].append(token_logprobs(logits, target, item.num_top_logprobs))
-            if item.sample is not None and token_index == len(item.token_ids) - 1:
-                token_id = sample(logits, item.sample)
+            if item.samples and token_index == len(item.token_ids) - 1:
+                token_id = sample(logits, item.samples[0])
                 chosen[index].append(token_id)
-                if item.sample.params.logprobs is not None:
-                    logprobs[index].append(token_logprobs(logits, token_id, item.sample.params.logprobs))
+                if item.samples[0].params.logprobs is not None:
+                    logprobs[index].append(token_logprobs(logits, token_id, item.samples[0].params.logprobs))
         return [
             SliceOutput(tuple(ids), tuple(probs), tuple(scores))
             for ids, probs, scores in zip(chosen, logprobs, targets, strict=True)
@@ -158,7 +159,7 @@ def _needed_rows(step: Step) -> Iterator[tuple[int, int, int]]:
     for index, item in enumerate(step.slices):
         last = len(item.token_ids) - 1
         for token_index in range(len(item.token_ids)):
-            if token_index < len(item.logprob_targets) or (item.sample is not None and token_index == last):
+            if token_index < len(item.logprob_targets) or (item.samples and token_index == last):
                 yield row + token_index, index, token_index
         row += len(item.token_ids)
 

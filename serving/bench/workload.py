@@ -79,7 +79,7 @@ class Workload:
         """One step over (sequence, tokens, position of the first); the token that follows each."""
         slices = [
             SequenceSlice(
-                tokens, start, self._tables[index], SampleRequest(_GREEDY, position=start + len(tokens))
+                tokens, start, self._tables[index], [SampleRequest(_GREEDY, position=start + len(tokens))]
             )
             for index, tokens, start in parts
         ]

@@ -78,7 +78,7 @@ class Scheduler:
                 continue
             if sequence.prompt_scores is not None or sequence.max_tokens == 0:
                 events.append((sequence, self._end_of_prompt(sequence)))
-            if piece.sample is not None:
+            if piece.samples:
                 events.append((sequence, self._append_token(sequence, output, now)))
         return events
 
@@ -219,7 +219,7 @@ def _next_slice(sequence: Sequence, num_tokens: int) -> SequenceSlice:
         token_ids=sequence.tokens[start:end],
         start=start,
         block_table=sequence.block_table,
-        sample=_sample_request(sequence) if end == len(sequence.tokens) and sequence.max_tokens else None,
+        samples=(_sample_request(sequence),) if end == len(sequence.tokens) and sequence.max_tokens else (),
         logprob_targets=sequence.tokens[start + 1 : end + 1] if scored else (),
         num_top_logprobs=sequence.request.prompt_logprobs or 0 if scored else 0,
     )

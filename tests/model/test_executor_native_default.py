@@ -81,7 +81,7 @@ def _greedy(executor: Executor, prompts: list[list[int]]) -> list[list[int]]:
     parts, starts = prompts, [0] * len(prompts)
     for _ in range(NEW_TOKENS):
         slices = [
-            SequenceSlice(part, start, [2 * i, 2 * i + 1], SampleRequest(GREEDY, start + len(part)))
+            SequenceSlice(part, start, [2 * i, 2 * i + 1], [SampleRequest(GREEDY, start + len(part))])
             for i, (part, start) in enumerate(zip(parts, starts, strict=True))
         ]
         starts = [start + len(part) for start, part in zip(starts, parts, strict=True)]

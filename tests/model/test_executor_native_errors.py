@@ -55,7 +55,7 @@ def _slice(token_ids: Any = (1,), start: int = 0, table: Any = (0,), **changes: 
 
 def _sampled(**changes: Any) -> SequenceSlice:
     request = {name: changes.pop(name) for name in ("prompt", "suppressed", "allowed") if name in changes}
-    return _slice(sample=SampleRequest(SamplingParams(**changes), 1, **request))
+    return _slice(samples=[SampleRequest(SamplingParams(**changes), 1, **request)])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def _sampled(**changes: Any) -> SequenceSlice:
 def test_impossible_slices_are_refused(executor: NativeExecutor, item: SequenceSlice, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         executor.execute(Step([_slice(table=[7]), item]))
-    good = Step([_slice([1, 2, 3], sample=SampleRequest(SamplingParams(temperature=0), 3))])
+    good = Step([_slice([1, 2, 3], samples=[SampleRequest(SamplingParams(temperature=0), 3)])])
     assert executor.execute(good)[0].token_ids == (int(executor.logits(good).argmax()),)
 
 

@@ -85,7 +85,7 @@ def _step(requests: list[SampleRequest], rng: np.random.Generator) -> Step:
     """One-token sequences in blocks of their own, so that logits differ from slice to slice."""
     token_ids = rng.integers(0, CONFIG.vocab_size, len(requests)).tolist()
     return Step([
-        SequenceSlice([token_id], 0, [i], request)
+        SequenceSlice([token_id], 0, [i], [request])
         for i, (token_id, request) in enumerate(zip(token_ids, requests, strict=True))
     ])  # fmt: skip
 
@@ -163,10 +163,10 @@ def test_targets_are_scored_in_order(executor: NativeExecutor) -> None:
     prompt, targets = rng.integers(0, CONFIG.vocab_size, (2, 30)).tolist()
     request = SampleRequest(SamplingParams(temperature=0.0, logprobs=1), 30)
     step = Step([
-        SequenceSlice(prompt, 0, [0], request, logprob_targets=targets[:29], num_top_logprobs=2),
+        SequenceSlice(prompt, 0, [0], [request], logprob_targets=targets[:29], num_top_logprobs=2),
         SequenceSlice(prompt[:5], 0, [1]),
         SequenceSlice(prompt[:7], 0, [2], logprob_targets=targets[:3]),
-        SequenceSlice(prompt[:9], 0, [3], request),
+        SequenceSlice(prompt[:9], 0, [3], [request]),
     ])  # fmt: skip
     logits = executor.logits(step)
     assert len(logits) == 29 + 1 + 3 + 1
@@ -190,11 +190,11 @@ def test_a_mask_without_tokens_is_an_error(executor: NativeExecutor, temperature
     one[31] = 1 << 10  # the last token, 1002
     params = SamplingParams(temperature=temperature, top_p=0.9)
     allowed = [SampleRequest(params, 1, allowed=one), SampleRequest(params, 1, suppressed=range(1002))]
-    outputs = executor.execute(Step([SequenceSlice([3], 0, [i], item) for i, item in enumerate(allowed)]))
+    outputs = executor.execute(Step([SequenceSlice([3], 0, [i], [item]) for i, item in enumerate(allowed)]))
     assert [output.token_ids for output in outputs] == [(1002,), (1002,)]
     one[31] = 1 << 11  # a bit beyond the vocabulary
     for mask in (words, one):
-        step = Step([SequenceSlice([3], 0, [0], SampleRequest(params, 1, allowed=mask))])
+        step = Step([SequenceSlice([3], 0, [0], [SampleRequest(params, 1, allowed=mask)])])
         with pytest.raises(FloatingPointError, match="mask left no token"):
             executor.execute(step)
 
@@ -213,9 +213,9 @@ def test_a_single_logit_that_is_no_number_is_an_error(
 ) -> None:
     native = NativeExecutor.from_arrays(CONFIG, _with_broken_head(arrays, scale), OPTIONS)
     drawn = SampleRequest(SamplingParams(**params), 1, suppressed=[37])
-    items = (SequenceSlice([token_id], 0, [0], drawn) for token_id in range(50))
+    items = (SequenceSlice([token_id], 0, [0], [drawn]) for token_id in range(50))
     sampled = next(item for item in items if native.logits(Step([item]))[0, 37] != -np.inf)
-    for item in (sampled, replace(sampled, sample=None, logprob_targets=[6])):
+    for item in (sampled, replace(sampled, samples=(), logprob_targets=[6])):
         with pytest.raises(FloatingPointError, match="not numbers"):
             native.execute(Step([item]))
 
@@ -229,4 +229,4 @@ def test_hidden_states_that_are_no_numbers_are_an_error(
     broken[5] = value
     native = NativeExecutor.from_arrays(CONFIG, arrays | {name: broken}, OPTIONS)
     with pytest.raises(FloatingPointError, match="not numbers"):
-        native.execute(Step([SequenceSlice([5], 0, [0], SampleRequest(SamplingParams(), 1))]))
+        native.execute(Step([SequenceSlice([5], 0, [0], [SampleRequest(SamplingParams(), 1)])]))

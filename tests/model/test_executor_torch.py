@@ -111,8 +111,14 @@ def test_a_step_returns_what_was_asked_for(executor: TorchExecutor) -> None:
     drawn = SamplingParams(seed=5)
     step = Step([
         _prefill([5, 6, 7], [0]),
-        _prefill([8, 9], [1], sample=SampleRequest(greedy, 2)),
-        _prefill([5, 6, 7], [2], sample=SampleRequest(drawn, 3), logprob_targets=[6, 7], num_top_logprobs=1),
+        _prefill([8, 9], [1], samples=[SampleRequest(greedy, 2)]),
+        _prefill(
+            [5, 6, 7],
+            [2],
+            samples=[SampleRequest(drawn, 3)],
+            logprob_targets=[6, 7],
+            num_top_logprobs=1,
+        ),
     ])  # fmt: skip
     rows = {(row.slice_index, row.token_index): row.logits for row in executor.forward(step)}
     assert list(rows) == [(1, 1), (2, 0), (2, 1), (2, 2)]

@@ -74,7 +74,7 @@ def _generate(executor: TorchExecutor, prompts: list[list[int]]) -> list[list[in
     parts, starts = prompts, [0] * len(prompts)
     for _ in range(NEW_TOKENS):
         step = Step([
-            SequenceSlice(part, start, [2 * i, 2 * i + 1], SampleRequest(GREEDY, start + len(part)))
+            SequenceSlice(part, start, [2 * i, 2 * i + 1], [SampleRequest(GREEDY, start + len(part))])
             for i, (part, start) in enumerate(zip(parts, starts, strict=True))
         ])  # fmt: skip
         starts = [start + len(part) for start, part in zip(starts, parts, strict=True)]

@@ -161,9 +161,9 @@ class NativeModel {
                 throw std::invalid_argument("step: more targets than tokens");
             plan_.logit_rows.push_back({row++, index, false, checked_token(target), top, {}, nullptr});
         }
-        const nb::object sample = item.attr("sample");
-        if (sample.is_none()) return;
-        params_.push_back(read_sample(sample));
+        const nb::object samples = item.attr("samples");
+        if (nb::len(samples) == 0) return;
+        params_.push_back(read_sample(samples[0]));
         const SampleParams& params = params_.back();
         plan_.logit_rows.push_back(
             {slice.first_row + slice.rows - 1, index, true, -1, params.logprobs, {}, &params});

@@ -42,6 +42,7 @@ class ScriptedExecutor:
 
     def __init__(self, tokenizer: Tokenizer, num_blocks: int = 512) -> None:
         self.num_blocks = num_blocks
+        self.max_draft_tokens = 0
         self.delay = 0.0  # seconds per step
         self.failure: Exception | None = None  # raised by the next step
         self.config = ModelConfig(
@@ -74,10 +75,10 @@ class ScriptedExecutor:
             self._score(target, piece.num_top_logprobs, context[: piece.start + i + 1])
             for i, target in enumerate(piece.logprob_targets)
         )
-        if piece.sample is None:
+        if not piece.samples:
             return SliceOutput(target_logprobs=targets)
-        token_id = self._choose(context, piece.sample)
-        wanted = piece.sample.params.logprobs
+        token_id = self._choose(context, piece.samples[0])
+        wanted = piece.samples[0].params.logprobs
         logprobs = () if wanted is None else (self._score(token_id, wanted, context),)
         return SliceOutput((token_id,), logprobs, targets)
 

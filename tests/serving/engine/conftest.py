@@ -55,6 +55,7 @@ class ToyExecutor:
     def __init__(self, num_blocks: int = 64, block_size: int = 4, context_length: int = 128) -> None:
         self.config = toy_config(context_length)
         self.num_blocks = num_blocks
+        self.max_draft_tokens = 0
         self.block_size = block_size
         self.steps: list[Step] = []
         self.before_step: Callable[[Step], None] = lambda step: None
@@ -87,11 +88,11 @@ class ToyExecutor:
             self._score(context[: piece.start + i + 1], target, piece.num_top_logprobs)
             for i, target in enumerate(piece.logprob_targets)
         )
-        if piece.sample is None:
+        if not piece.samples:
             return SliceOutput(target_logprobs=targets)
-        assert piece.sample.position == end
-        token_id = self._choose(context, piece.sample)
-        wanted = piece.sample.params.logprobs
+        assert piece.samples[0].position == end
+        token_id = self._choose(context, piece.samples[0])
+        wanted = piece.samples[0].params.logprobs
         logprobs = () if wanted is None else (self._score(context, token_id, wanted),)
         return SliceOutput((token_id,), logprobs, targets)
 

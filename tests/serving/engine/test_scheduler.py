@@ -148,7 +148,7 @@ def test_stop_tokens_are_suppressed_until_min_tokens(toy: SimpleNamespace) -> No
     executor = toy.Executor()
     wanted = request(b"abc", 9, min_tokens=4, stop_token_ids=(5,), ignore_eos=False)
     (answer,) = toy.run(toy.engine(executor), [wanted])
-    suppressed = [tuple(step.slices[0].sample.suppressed) for step in executor.steps]
+    suppressed = [tuple(step.slices[0].samples[0].suppressed) for step in executor.steps]
     assert suppressed == ([(5, toy.EOS)] * 4 + [()] * 5)[: len(answer.tokens)]
     assert len(answer.tokens) >= 4
 
@@ -158,5 +158,5 @@ def test_history_is_sent_only_where_it_is_needed(toy: SimpleNamespace) -> None:
         executor = toy.Executor()
         params = SamplingParams(frequency_penalty=penalty)
         (answer,) = toy.run(toy.engine(executor), [request(b"abc", 3, sampling=params)])
-        last = executor.steps[-1].slices[0].sample
+        last = executor.steps[-1].slices[0].samples[0]
         assert [*last.prompt, *last.output] == ([*b"abc", *answer.tokens[:2]] if penalty else [])
