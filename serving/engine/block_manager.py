@@ -19,8 +19,9 @@ class BlockManager:
         cached free   ref count 0, content known by its hash; taken back by a hit or, oldest first, reused
         used          ref count = number of block tables it stands in
 
-    A full block is known by a 128-bit BLAKE2b of (hash of the block before, its token ids), so equal
-    hashes mean equal prefixes. Only full blocks are shared, and nothing is written to a full block.
+    A full block is known by a 128-bit BLAKE2b of (hash of the block before, its token ids), the first one of
+    (cache salt, its token ids), so equal hashes mean equal salts and prefixes. Only full blocks are shared,
+    and nothing is written to a full block.
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_cache: bool = True) -> None:
@@ -170,6 +171,11 @@ class BlockManager:
         """Hash the full blocks of `sequence.tokens` that are not hashed yet."""
         size, hashes = self.block_size, sequence.block_hashes
         for index in range(len(hashes), len(sequence.tokens) // size):
-            parent = hashes[-1] if hashes else b""
+            parent = hashes[-1] if hashes else _root(sequence.request.cache_salt)
             token_ids = sequence.tokens[index * size : (index + 1) * size]
             hashes.append(blake2b(parent + struct.pack(f"<{size}I", *token_ids), digest_size=16).digest())
+
+
+def _root(cache_salt: str) -> bytes:
+    """What is hashed before a first block; by its length, it cannot be taken for the hash of a block."""
+    return blake2b(cache_salt.encode(), digest_size=32).digest() if cache_salt else b""

@@ -8,6 +8,7 @@ from typing import Literal
 from flashlet.model.sampling import SamplingParams, TokenLogprobs
 
 FinishReason = Literal["stop", "length"]
+Drafting = Literal["auto", "none", "ngram"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,9 @@ class GenerationRequest:
     continues_prompt: bool = False  # the answer is put behind the prompt's text: keep a first word's space
     include_stop: bool = False  # keep the stop string or stop token's text in the answer
     prompt_logprobs: int | None = None  # None: off; n: score every prompt token, with n alternatives
+    priority: int = 0  # lower ones start earlier and are preempted later; the tokens do not depend on it
+    cache_salt: str = ""  # the prefix cache is shared among equal salts only
+    draft: Drafting = "auto"  # who proposes tokens; auto: the engine's choice. The tokens do not depend on it
 
 
 @dataclass(frozen=True, slots=True)

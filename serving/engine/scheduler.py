@@ -37,21 +37,21 @@ class Plan:
 class Scheduler:
     """Decides each step and writes its results back.
 
-    Running sequences decode in every step. What the token budget leaves goes to prompt chunks, first come
-    first served. When blocks run out, the sequence that arrived last gives up its blocks and waits to be
-    recomputed; the one that arrived first always gets on, so each sequence ends.
+    Running sequences decode in every step. What the token budget leaves goes to prompt chunks, by rank: by
+    priority, then first come first served. When blocks run out, the sequence of the last rank gives up its
+    blocks and waits to be recomputed; the first one always gets on, so each sequence ends.
     """
 
     def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
         self.config = config
         self.blocks = blocks
-        self.waiting: deque[Sequence] = deque()  # in order of arrival, like `running`
+        self.waiting: deque[Sequence] = deque()  # in order of rank, like `running`
         self.running: list[Sequence] = []
         self.counters = Counters()
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=_rank)
 
     def schedule(self) -> Plan:
         """Decide one step. It is empty only if there is no sequence."""
@@ -142,7 +142,7 @@ class Scheduler:
         self.blocks.allocate(sequence, prefix)
         sequence.num_computed = len(prefix) * self.blocks.block_size
         sequence.status = SequenceStatus.RUNNING
-        insort(self.running, sequence, key=lambda other: other.index)
+        insort(self.running, sequence, key=_rank)
         if sequence.times.first_scheduled is None:
             sequence.times.first_scheduled = time.perf_counter()
             sequence.num_cached_tokens = sequence.num_computed
@@ -161,14 +161,14 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take the blocks of `sequence`; it waits, by order of arrival, to be computed again."""
+        """Take the blocks of `sequence`; it waits, by rank, to be computed again."""
         self.running.remove(sequence)
         self.blocks.free(sequence)
         sequence.num_computed = 0
         sequence.status = SequenceStatus.WAITING
         if sequence.prompt_scores is not None:
             sequence.prompt_scores.clear()
-        insort(self.waiting, sequence, key=lambda other: other.index)
+        insort(self.waiting, sequence, key=_rank)
         self.counters.preemptions += 1
 
     def _end_of_prompt(self, sequence: Sequence) -> TokenEvent:
@@ -208,6 +208,10 @@ class Scheduler:
             num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=sequence.num_output_tokens,
         )
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
 
 
 def _next_slice(sequence: Sequence, num_tokens: int) -> SequenceSlice:

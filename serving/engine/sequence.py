@@ -58,6 +58,11 @@ class Sequence:
         self.num_registered_blocks = 0  # leading blocks that the prefix cache knows about
 
     @property
+    def rank(self) -> tuple[int, int]:
+        """Key of every order: lower ones start first and are preempted last."""
+        return self.request.priority, self.index
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Length of the prompt."""
         return len(self.request.prompt)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
+import struct
 from types import SimpleNamespace
 
 from flashlet.model.sampling import SamplingParams, TokenLogprobs
@@ -160,3 +163,49 @@ def test_history_is_sent_only_where_it_is_needed(toy: SimpleNamespace) -> None:
         (answer,) = toy.run(toy.engine(executor), [request(b"abc", 3, sampling=params)])
         last = executor.steps[-1].slices[0].samples[0]
         assert [*last.prompt, *last.output] == ([*b"abc", *answer.tokens[:2]] if penalty else [])
+
+
+def test_lower_priority_numbers_start_first(toy: SimpleNamespace) -> None:
+    engine = toy.engine(max_sequences=1)
+    priorities = [0, 3, -1, 3, 0]
+    sequences = [engine.submit(request(bytes([97 + i]), 2, priority=p)) for i, p in enumerate(priorities)]
+    while engine.has_work:
+        engine.step()
+    ends = [sequence.times.last_token for sequence in sequences]
+    assert sorted(range(5), key=lambda i: ends[i]) == [2, 0, 4, 1, 3]
+
+
+def test_the_highest_priority_number_gives_up_its_blocks(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(num_blocks=8), max_sequences=2)
+    early, late = engine.submit(request(b"abcd", 20, priority=1)), engine.submit(request(b"efgh", 27))
+    while engine.stats().preemptions == 0:
+        engine.step()
+        engine.check_integrity()
+    assert [*engine.scheduler.running] == [late] and [*engine.scheduler.waiting] == [early]
+    while engine.has_work:
+        engine.step()
+
+
+def test_tokens_do_not_depend_on_priorities(toy: SimpleNamespace) -> None:
+    rng = random.Random(5)
+    requests = [toy.random_request(rng, [tuple(b"abcdefgh" * 2)], 30) for _ in range(40)]
+    ranked = [dataclasses.replace(item, priority=rng.randint(-2, 2)) for item in requests]
+    engine = toy.engine(toy.Executor(num_blocks=9, context_length=30), max_sequences=6)
+    answers = toy.run(engine, ranked)
+    assert engine.stats().preemptions
+    for item, answer in zip(requests, answers, strict=True):
+        assert answer.visible() == toy.run_alone(item, 30).visible()
+
+
+def test_the_cache_is_shared_among_equal_salts_only(toy: SimpleNamespace) -> None:
+    engine = toy.engine()
+    prompt = b"abcdefgh" * 2
+
+    def cached(salt: str, prompt: bytes = prompt) -> int:
+        (answer,) = toy.run(engine, [request(prompt, 2, cache_salt=salt)])
+        number: int = answer.events[0].num_cached_tokens
+        return number
+
+    assert [cached(salt) for salt in ("", "a", "b", "a", "b", "")] == [0, 0, 0, 12, 12, 12]
+    first_block = struct.pack("<4I", *prompt[:4]).decode()  # a salt made to look like a block
+    assert cached(first_block, prompt[4:]) == 0
