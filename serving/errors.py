@@ -3,7 +3,8 @@
 FlashletError (flashlet.model.errors)
 └── RequestError              the caller's request cannot be served
     ├── InvalidRequestError   malformed or unsupported; names the parameter
-    │   └── ContextLengthError    prompt (and answer) longer than the model's context or the KV pool
+    │   ├── ContextLengthError    prompt (and answer) longer than the model's context or the KV pool
+    │   └── GrammarError          what the answer must match cannot be compiled, or followed within limits
     ├── QueueFullError        the bounded queue is full: try again later
     ├── EngineStoppedError    shutting down: no new requests
     └── EngineFailedError     the executor failed; the request ended through no fault of its own
@@ -32,6 +33,13 @@ class ContextLengthError(InvalidRequestError):
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class GrammarError(InvalidRequestError):
+    """What the answer must match is malformed, unsupported or contradictory, or goes over a limit."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="invalid_grammar")
 
 
 class QueueFullError(RequestError):

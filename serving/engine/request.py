@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from flashlet.model.sampling import SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from flashlet.serving.engine.grammar import CompiledGrammar
 
 FinishReason = Literal["stop", "length"]
 Drafting = Literal["auto", "none", "ngram"]
@@ -25,6 +28,7 @@ class GenerationRequest:
     continues_prompt: bool = False  # the answer is put behind the prompt's text: keep a first word's space
     include_stop: bool = False  # keep the stop string or stop token's text in the answer
     prompt_logprobs: int | None = None  # None: off; n: score every prompt token, with n alternatives
+    grammar: CompiledGrammar | None = None  # what the whole answer must match
     priority: int = 0  # lower ones start earlier and are preempted later; the tokens do not depend on it
     cache_salt: str = ""  # the prefix cache is shared among equal salts only
     draft: Drafting = "auto"  # who proposes tokens; auto: the engine's choice. The tokens do not depend on it

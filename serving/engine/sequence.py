@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from flashlet.model.sampling import TokenLogprobs
+from flashlet.serving.engine.constraint import TokenConstraint
 from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.engine.stop_checker import StopChecker
 
@@ -33,18 +34,26 @@ class Sequence:
     """State of one sequence; each field has one writer."""
 
     __slots__ = (
-        "block_hashes", "block_table", "index", "max_tokens", "num_cached_tokens", "num_computed",
-        "num_registered_blocks", "prompt_scores", "request", "status", "stop_checker", "stop_token_ids",
+        "block_hashes", "block_table", "constraint", "index", "max_tokens", "num_cached_tokens",
+        "num_computed", "num_registered_blocks", "prompt_scores", "request", "status", "stop_checker", "stop_token_ids",
         "times", "tokens",
     )  # fmt: skip
 
-    def __init__(self, index: int, request: GenerationRequest, max_tokens: int, checker: StopChecker) -> None:
+    def __init__(
+        self,
+        index: int,
+        request: GenerationRequest,
+        max_tokens: int,
+        checker: StopChecker,
+        constraint: TokenConstraint | None = None,
+    ) -> None:
         # fixed
         self.index = index  # order of arrival
         self.request = request
         self.max_tokens = max_tokens
         self.stop_checker = checker
         self.stop_token_ids = checker.stop_token_ids
+        self.constraint = constraint  # follows the output; None: any token may come
         # written by the scheduler
         self.tokens: list[int] = list(request.prompt)  # prompt, then output
         self.status = SequenceStatus.WAITING
