@@ -86,9 +86,15 @@ class Engine:
         max_tokens = self._check(request)
         self._check_queue(num_pending)
         eos_token_ids = self._executor.config.eos_token_ids
-        decoder = self._tokenizer.stream_decoder(continuation=request.continues_prompt)
+        # A grammar says where spaces are, the first one included.
+        keeps_space = request.continues_prompt or request.grammar is not None
+        decoder = self._tokenizer.stream_decoder(continuation=keeps_space)
         checker = StopChecker(request, decoder, max_tokens, eos_token_ids)
-        return Sequence(next(self._indices), request, max_tokens, checker)
+        constraint = None
+        if request.grammar is not None:
+            put_off = eos_token_ids if request.ignore_eos else ()
+            constraint = request.grammar.constraint(checker.stop_token_ids, request.min_tokens, put_off)
+        return Sequence(next(self._indices), request, max_tokens, checker, constraint)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence made by `create`."""
@@ -112,7 +118,8 @@ class Engine:
             return self._fail(error, plan)
         self._failures = 0
         self._measure(
-            time.perf_counter() - started, sum(event.finish_reason is not None for _, event in events)
+            time.perf_counter() - started,
+            sum(not isinstance(event, TokenEvent) or event.finish_reason is not None for _, event in events),
         )
         return [*events]
 

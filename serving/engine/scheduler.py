@@ -14,6 +14,7 @@ from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.request import FinishReason, TokenEvent
 from flashlet.serving.engine.sequence import Sequence, SequenceStatus
 from flashlet.serving.engine.stats import Counters
+from flashlet.serving.errors import RequestError
 
 
 @dataclass(slots=True)
@@ -64,10 +65,12 @@ class Scheduler:
         self._admit(plan, budget)
         return plan
 
-    def update(self, plan: Plan, outputs: abc.Sequence[SliceOutput]) -> list[tuple[Sequence, TokenEvent]]:
+    def update(
+        self, plan: Plan, outputs: abc.Sequence[SliceOutput]
+    ) -> list[tuple[Sequence, TokenEvent | RequestError]]:
         """Write the results of `plan` to its sequences; return what their clients should see."""
         now = time.perf_counter()
-        events: list[tuple[Sequence, TokenEvent]] = []
+        events: list[tuple[Sequence, TokenEvent | RequestError]] = []
         self.counters.steps += 1
         for sequence, piece, output in zip(plan.sequences, plan.slices, outputs, strict=True):
             sequence.num_computed += len(piece.token_ids)
@@ -188,9 +191,15 @@ class Scheduler:
             prompt_logprobs=scores,
         )
 
-    def _append_token(self, sequence: Sequence, output: SliceOutput, now: float) -> TokenEvent:
-        """Append the sampled token and end the sequence if that was its last."""
+    def _append_token(self, sequence: Sequence, output: SliceOutput, now: float) -> TokenEvent | RequestError:
+        """Append the sampled token and end the sequence if that was its last, or if its constraint fails."""
         (token_id,) = output.token_ids
+        if sequence.constraint is not None:
+            try:
+                sequence.constraint.push(token_id)
+            except RequestError as error:
+                self.remove(sequence)
+                return error
         sequence.tokens.append(token_id)
         self.counters.generation_tokens += 1
         if sequence.times.first_token is None:
@@ -233,10 +242,13 @@ def _sample_request(sequence: Sequence) -> SampleRequest:
     """Ask for the token after the last one; everything in it follows from the prefix and the request."""
     request = sequence.request
     history = request.sampling.needs_history
+    constraint = sequence.constraint
+    held_back = constraint is None and sequence.num_output_tokens < request.min_tokens
     return SampleRequest(
         params=request.sampling,
         position=len(sequence.tokens),
         prompt=request.prompt if history else (),
         output=sequence.output if history else (),
-        suppressed=sequence.stop_token_ids if sequence.num_output_tokens < request.min_tokens else (),
+        suppressed=sequence.stop_token_ids if held_back else (),
+        allowed=None if constraint is None else constraint.masks(())[0],
     )

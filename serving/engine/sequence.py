@@ -35,8 +35,8 @@ class Sequence:
 
     __slots__ = (
         "block_hashes", "block_table", "constraint", "index", "max_tokens", "num_cached_tokens",
-        "num_computed", "num_registered_blocks", "prompt_scores", "request", "status", "stop_checker", "stop_token_ids",
-        "times", "tokens",
+        "num_computed", "num_registered_blocks", "prompt_scores", "request", "status",
+        "stop_checker", "stop_token_ids", "times", "tokens",
     )  # fmt: skip
 
     def __init__(

@@ -40,7 +40,9 @@ class StopChecker:
         self._first_characters = {stop[0] for stop in request.stop}
         self._include_stop = request.include_stop
         self._requested_ids = frozenset(request.stop_token_ids)
-        self._stop_ids = self._requested_ids.union(() if request.ignore_eos else eos_token_ids)
+        # The end of a grammar is EOS, also where it is to be put off for as long as possible.
+        ignores_eos = request.ignore_eos and request.grammar is None
+        self._stop_ids = self._requested_ids.union(() if ignores_eos else eos_token_ids)
         self._held = ""  # the longest end of the text that begins a stop string
 
     @property
