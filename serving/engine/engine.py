@@ -11,6 +11,7 @@ from typing import Protocol
 from flashlet.model.executor import Executor
 from flashlet.serving.engine.block_manager import BlockManager
 from flashlet.serving.engine.config import EngineConfig
+from flashlet.serving.engine.pooling import MeanPooling
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.engine.scheduler import Plan, Scheduler
 from flashlet.serving.engine.sequence import Sequence
@@ -94,7 +95,9 @@ class Engine:
         if request.grammar is not None:
             put_off = eos_token_ids if request.ignore_eos else ()
             constraint = request.grammar.constraint(checker.stop_token_ids, request.min_tokens, put_off)
-        return Sequence(next(self._indices), request, max_tokens, checker, constraint)
+        # Feature num_layers + 1 is the hidden state after the final norm.
+        pooling = MeanPooling(self._executor.config.num_layers + 1) if request.embed else None
+        return Sequence(next(self._indices), request, max_tokens, checker, constraint, pooling)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence made by `create`."""

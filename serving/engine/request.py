@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from flashlet.model.sampling import SamplingParams, TokenLogprobs
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line imports this module, and starts faster without arrays
+    import numpy as np
+    from numpy.typing import NDArray
+
     from flashlet.serving.engine.grammar import CompiledGrammar
 
 FinishReason = Literal["stop", "length"]
@@ -29,6 +32,7 @@ class GenerationRequest:
     include_stop: bool = False  # keep the stop string or stop token's text in the answer
     prompt_logprobs: int | None = None  # None: off; n: score every prompt token, with n alternatives
     grammar: CompiledGrammar | None = None  # what the whole answer must match
+    embed: bool = False  # bring the mean of the prompt's final hidden states
     priority: int = 0  # lower ones start earlier and are preempted later; the tokens do not depend on it
     cache_salt: str = ""  # the prefix cache is shared among equal salts only
     draft: Drafting = "auto"  # who proposes tokens; auto: the engine's choice. The tokens do not depend on it
@@ -50,3 +54,4 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = (
         None  # once, before the first token; entry 0 is None
     )
+    embedding: NDArray[np.float64] | None = None  # [hidden]; once, before the first token

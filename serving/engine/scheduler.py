@@ -74,12 +74,16 @@ class Scheduler:
         self.counters.steps += 1
         for sequence, piece, output in zip(plan.sequences, plan.slices, outputs, strict=True):
             sequence.num_computed += len(piece.token_ids)
-            self.blocks.register(sequence)
+            if sequence.pooling is None:  # a pile of documents shall not drive prompts from the cache
+                self.blocks.register(sequence)
+            else:
+                assert output.features is not None
+                sequence.pooling.push(output.features)
             if sequence.prompt_scores is not None:
                 sequence.prompt_scores.extend(output.target_logprobs)
             if sequence.num_uncomputed:
                 continue
-            if sequence.prompt_scores is not None or sequence.max_tokens == 0:
+            if sequence.reads_whole_prompt or sequence.max_tokens == 0:
                 events.append((sequence, self._end_of_prompt(sequence)))
             if piece.samples:
                 events.append((sequence, self._append_token(sequence, output, now)))
@@ -125,9 +129,8 @@ class Scheduler:
             if passed_over == len(self.waiting):
                 return
             sequence = self.waiting[passed_over]
-            # Scoring needs the logits of every prompt token, so nothing may be skipped.
-            prefix = self.blocks.find_prefix(sequence) if sequence.prompt_scores is None else []
-            if sequence.prompt_scores is None and self.blocks.is_computing(sequence, prefix):
+            prefix = [] if sequence.reads_whole_prompt else self.blocks.find_prefix(sequence)
+            if not sequence.reads_whole_prompt and self.blocks.is_computing(sequence, prefix):
                 passed_over += 1  # the block will be there in a moment: do not compute it twice
                 continue
             # A block to grow into for each sequence: who gets in now is not preempted right after.
@@ -150,7 +153,7 @@ class Scheduler:
             sequence.times.first_scheduled = time.perf_counter()
             sequence.num_cached_tokens = sequence.num_computed
             self.counters.prompt_tokens += sequence.num_prompt_tokens
-            if self.config.enable_prefix_cache and sequence.prompt_scores is None:
+            if self.config.enable_prefix_cache and not sequence.reads_whole_prompt:
                 self.counters.prefix_queries += sequence.num_prompt_tokens
                 self.counters.prefix_hits += sequence.num_cached_tokens
 
@@ -171,13 +174,16 @@ class Scheduler:
         sequence.status = SequenceStatus.WAITING
         if sequence.prompt_scores is not None:
             sequence.prompt_scores.clear()
+        if sequence.pooling is not None:
+            sequence.pooling.clear()
         insort(self.waiting, sequence, key=_rank)
         self.counters.preemptions += 1
 
     def _end_of_prompt(self, sequence: Sequence) -> TokenEvent:
-        """Deliver the prompt's scores; the end, if nothing is to be generated."""
+        """Deliver what was asked about the prompt; the end, if nothing is to be generated."""
         scores = None if sequence.prompt_scores is None else (None, *sequence.prompt_scores)
-        sequence.prompt_scores = None
+        embedding = None if sequence.pooling is None else sequence.pooling.mean
+        sequence.prompt_scores = sequence.pooling = None
         reason: FinishReason | None = None
         if sequence.max_tokens == 0:
             self.remove(sequence)
@@ -189,6 +195,7 @@ class Scheduler:
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
             prompt_logprobs=scores,
+            embedding=embedding,
         )
 
     def _append_token(self, sequence: Sequence, output: SliceOutput, now: float) -> TokenEvent | RequestError:
@@ -235,6 +242,7 @@ def _next_slice(sequence: Sequence, num_tokens: int) -> SequenceSlice:
         samples=(_sample_request(sequence),) if end == len(sequence.tokens) and sequence.max_tokens else (),
         logprob_targets=sequence.tokens[start + 1 : end + 1] if scored else (),
         num_top_logprobs=sequence.request.prompt_logprobs or 0 if scored else 0,
+        features=() if sequence.pooling is None else (sequence.pooling.feature,),
     )
 
 

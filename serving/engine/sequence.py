@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from flashlet.model.sampling import TokenLogprobs
 from flashlet.serving.engine.constraint import TokenConstraint
+from flashlet.serving.engine.pooling import MeanPooling
 from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.engine.stop_checker import StopChecker
 
@@ -35,7 +36,7 @@ class Sequence:
 
     __slots__ = (
         "block_hashes", "block_table", "constraint", "index", "max_tokens", "num_cached_tokens",
-        "num_computed", "num_registered_blocks", "prompt_scores", "request", "status",
+        "num_computed", "num_registered_blocks", "pooling", "prompt_scores", "request", "status",
         "stop_checker", "stop_token_ids", "times", "tokens",
     )  # fmt: skip
 
@@ -46,6 +47,7 @@ class Sequence:
         max_tokens: int,
         checker: StopChecker,
         constraint: TokenConstraint | None = None,
+        pooling: MeanPooling | None = None,
     ) -> None:
         # fixed
         self.index = index  # order of arrival
@@ -60,11 +62,17 @@ class Sequence:
         self.num_computed = 0  # leading tokens whose K and V lie in the blocks
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache when first scheduled
         self.prompt_scores: list[TokenLogprobs] | None = None if request.prompt_logprobs is None else []
+        self.pooling = pooling  # of the prompt's hidden states; None: not wanted, or delivered
         self.times = SequenceTimes()
         # written by the block manager
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of the leading full blocks of `tokens`
         self.num_registered_blocks = 0  # leading blocks that the prefix cache knows about
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether results of every prompt token are wanted: nothing may be skipped."""
+        return self.prompt_scores is not None or self.pooling is not None
 
     @property
     def rank(self) -> tuple[int, int]:
