@@ -15,10 +15,12 @@ from flashlet.model.errors import OutOfMemoryError
 from flashlet.model.executor import ExecutorOptions
 from flashlet.model.int8_layout import int8_layout
 from flashlet.model.rope import rope_tables
-from flashlet.model.sampling import TokenLogprobs
+from flashlet.model.sampling import NoTokenError, TokenLogprobs
 from flashlet.model.step import SliceOutput, Step
 from flashlet.model.threads import physical_cores
 from flashlet.model.weight_cache import load_int8
+
+_Logprobs = tuple[int, float, tuple[tuple[int, float], ...]]  # token id, its logprob, the most likely ones
 
 
 class NativeExecutor:
@@ -108,8 +110,8 @@ class NativeExecutor:
     def execute(self, step: Step) -> Sequence[SliceOutput]:
         """Run one ragged step; outputs are parallel to `step.slices`.
 
-        Raises FloatingPointError where no token is possible (logits that are NaN or infinite, a mask
-        without tokens), ValueError if the step breaks the executor's limits.
+        Raises NoTokenError where no token is possible (logits that are NaN or infinite, a mask without
+        tokens), ValueError if the step breaks the executor's limits.
         """
         return [self._output(*item) for item in self._model.step(step.slices)]
 
@@ -124,14 +126,16 @@ class NativeExecutor:
 
     @staticmethod
     def _output(
-        token: int | None,
-        logprobs: tuple[int, float, tuple[tuple[int, float], ...]] | None,
-        targets: Sequence[tuple[int, float, tuple[tuple[int, float], ...]]],
+        token_ids: Sequence[int],
+        logprobs: Sequence[_Logprobs],
+        targets: Sequence[_Logprobs],
+        features: NDArray[np.float32] | None,
     ) -> SliceOutput:
-        if (token is not None and token < 0) or any(target[0] < 0 for target in targets):
-            raise FloatingPointError("the model's logits are not numbers, or a mask left no token")
+        if (token_ids and token_ids[-1] < 0) or any(target[0] < 0 for target in targets):
+            raise NoTokenError("the model's logits are not numbers, or a mask left no token")
         return SliceOutput(
-            () if token is None else (token,),
-            () if logprobs is None else (TokenLogprobs(*logprobs),),
-            tuple(TokenLogprobs(*target) for target in targets),
+            token_ids=tuple(token_ids),
+            logprobs=tuple(TokenLogprobs(*item) for item in logprobs),
+            target_logprobs=tuple(TokenLogprobs(*target) for target in targets),
+            features=features,
         )

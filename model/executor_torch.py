@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flashlet.kernels.reference import BLOCK_SIZE
 from flashlet.model.arithmetic import ExactArithmetic, FloatArithmetic
@@ -80,34 +82,35 @@ class TorchExecutor:
         self._model: Transformer | None = Transformer(weights, arithmetic, pool)
 
     def execute(self, step: Step) -> Sequence[SliceOutput]:
-        """Run one ragged step; see Executor. Raises ValueError if the step breaks the executor's limits."""
-        chosen: list[list[int]] = [[] for _ in step.slices]
-        logprobs: list[list[TokenLogprobs]] = [[] for _ in step.slices]
-        targets: list[list[TokenLogprobs]] = [[] for _ in step.slices]
-        for index, token_index, logits in self.forward(step):
-            item = step.slices[index]
-            if token_index < len(item.logprob_targets):
-                target = item.logprob_targets[token_index]
-                targets[index].append(token_logprobs(logits, target, item.num_top_logprobs))
-            if item.samples and token_index == len(item.token_ids) - 1:
-                token_id = sample(logits, item.samples[0])
-                chosen[index].append(token_id)
-                if item.samples[0].params.logprobs is not None:
-                    logprobs[index].append(token_logprobs(logits, token_id, item.samples[0].params.logprobs))
-        return [
-            SliceOutput(tuple(ids), tuple(probs), tuple(scores))
-            for ids, probs, scores in zip(chosen, logprobs, targets, strict=True)
-        ]
+        """Run one ragged step; see Executor.
+
+        Raises NoTokenError where no token is possible, ValueError if the step breaks the executor's limits.
+        """
+        hidden, features = self._hidden(step)
+        results = [_Result(item) for item in step.slices]
+        for index, token_index, logits in self._logits(step, hidden):
+            results[index].add(token_index, logits)
+        firsts = accumulate((_num_rows(item) for item in step.slices), initial=0)
+        return [result.output(first, features) for result, first in zip(results, firsts, strict=False)]
 
     def forward(self, step: Step) -> Iterator[LogitsRow]:
         """Run the step and yield the logits it needs, slice by slice in token order."""
+        hidden, _ = self._hidden(step)
+        yield from self._logits(step, hidden)
+
+    def _hidden(self, step: Step) -> tuple[Tensor, dict[int, Tensor]]:
+        """Last hidden states of the rows, and the features that some slice asks for."""
         self._check(step)
         if self._model is None:
             raise RuntimeError("the executor is closed")
         if not step.slices:
-            return
-        tokens = [token_id for item in step.slices for token_id in item.token_ids]
-        hidden = self._model.forward(tokens, [_segment(item) for item in step.slices])
+            return torch.empty(0), {}
+        tokens = [token_id for item in step.slices for token_id in (*item.token_ids, *item.proposed)]
+        wanted = {feature for item in step.slices for feature in item.features}
+        return self._model.forward(tokens, [_segment(item) for item in step.slices], wanted)
+
+    def _logits(self, step: Step, hidden: Tensor) -> Iterator[LogitsRow]:
+        assert self._model is not None
         needed = list(_needed_rows(step))
         for first in range(0, len(needed), _HEAD_ROWS):
             part = needed[first : first + _HEAD_ROWS]
@@ -127,14 +130,55 @@ class TorchExecutor:
                 f" got {step.num_tokens} in {len(step.slices)}"
             )
         for item in step.slices:
-            length, room = item.start + len(item.token_ids), len(item.block_table) * BLOCK_SIZE
-            if not item.token_ids or length > min(room, self.config.context_length):
-                raise ValueError(
-                    f"slice: expected 1 token or more, ending within {room} slots and the context of "
-                    f"{self.config.context_length}, got {len(item.token_ids)} from position {item.start}"
-                )
-            if len(item.logprob_targets) > len(item.token_ids):
-                raise ValueError("slice: more logprob targets than tokens")
+            self._check_slice(item)
+
+    def _check_slice(self, item: SequenceSlice) -> None:
+        rows, room = _num_rows(item), len(item.block_table) * BLOCK_SIZE
+        if not item.token_ids or item.start + rows > min(room, self.config.context_length):
+            raise ValueError(
+                f"slice: expected 1 token or more, ending within {room} slots and the context of "
+                f"{self.config.context_length}, got {rows} from position {item.start}"
+            )
+        if len(item.logprob_targets) > len(item.token_ids):
+            raise ValueError("slice: more logprob targets than tokens")
+        if len(item.samples) != 1 + len(item.proposed) and (item.samples or item.proposed):
+            raise ValueError(
+                f"slice: expected 1 + {len(item.proposed)} samples for so many proposed tokens, "
+                f"got {len(item.samples)}"
+            )
+        last = self.config.num_layers + 1
+        if wrong := [feature for feature in item.features if not 0 <= feature <= last]:
+            raise ValueError(f"feature: expected 0 .. {last}, got {wrong[0]}")
+
+
+class _Result:
+    """Collects the output of one slice from the logits of its rows, in order."""
+
+    def __init__(self, item: SequenceSlice) -> None:
+        self._item = item
+        self._chosen: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._targets: list[TokenLogprobs] = []
+
+    def add(self, token_index: int, logits: NDArray[np.float32]) -> None:
+        """Score and sample the row, unless a proposal before it was rejected."""
+        item = self._item
+        if token_index < len(item.logprob_targets):
+            target = item.logprob_targets[token_index]
+            self._targets.append(token_logprobs(logits, target, item.num_top_logprobs))
+        sampled = token_index + 1 - len(item.token_ids)  # index of the sample after this row
+        if item.samples and sampled >= 0 and [*item.proposed[:sampled]] == self._chosen:
+            request = item.samples[sampled]
+            token_id = sample(logits, request)
+            self._chosen.append(token_id)
+            if request.params.logprobs is not None:
+                self._logprobs.append(token_logprobs(logits, token_id, request.params.logprobs))
+
+    def output(self, first_row: int, features: Mapping[int, Tensor]) -> SliceOutput:
+        """What the executor returns; `features` hold the rows of the whole step."""
+        wanted, rows = self._item.features, slice(first_row, first_row + len(self._item.token_ids))
+        stacked = torch.stack([features[i][rows] for i in wanted], dim=1).cpu().numpy() if wanted else None
+        return SliceOutput(tuple(self._chosen), tuple(self._logprobs), tuple(self._targets), features=stacked)
 
 
 def _load(path: Path, options: ExecutorOptions, device: torch.device) -> TransformerWeights:
@@ -148,20 +192,25 @@ def _load(path: Path, options: ExecutorOptions, device: torch.device) -> Transfo
         source.close()
 
 
+def _num_rows(item: SequenceSlice) -> int:
+    return len(item.token_ids) + len(item.proposed)
+
+
 def _segment(item: SequenceSlice) -> Segment:
-    blocks = -(-(item.start + len(item.token_ids)) // BLOCK_SIZE)
-    return Segment(len(item.token_ids), item.start, torch.tensor(item.block_table[:blocks]))
+    rows = _num_rows(item)
+    blocks = -(-(item.start + rows) // BLOCK_SIZE)
+    return Segment(rows, item.start, torch.tensor(item.block_table[:blocks]))
 
 
 def _needed_rows(step: Step) -> Iterator[tuple[int, int, int]]:
     """(row of the batch, slice index, token index) of every token whose logits somebody reads."""
     row = 0
     for index, item in enumerate(step.slices):
-        last = len(item.token_ids) - 1
-        for token_index in range(len(item.token_ids)):
-            if token_index < len(item.logprob_targets) or (item.samples and token_index == last):
+        rows, sampled = _num_rows(item), len(item.token_ids) - 1
+        for token_index in range(rows):
+            if token_index < len(item.logprob_targets) or (item.samples and token_index >= sampled):
                 yield row + token_index, index, token_index
-        row += len(item.token_ids)
+        row += rows
 
 
 def _checked_device(options: ExecutorOptions) -> torch.device:

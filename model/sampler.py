@@ -10,16 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flashlet.model.sampling import SampleRequest, SamplingParams, TokenLogprobs
+from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams, TokenLogprobs
 
 _PHILOX_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = np.uint64(0xFFFFFFFF)
 _GREEDY_BELOW = 1e-5  # temperatures that would overflow binary32
-
-
-class InvalidLogitsError(FloatingPointError):
-    """The model produced NaN logits: no choice of token would mean anything."""
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -52,12 +48,12 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> NDArray[np.float3
 def sample(logits: NDArray[np.float32], request: SampleRequest) -> int:
     """Choose the next token from float32 logits [vocab].
 
-    Raises InvalidLogitsError for NaN, ValueError if masks leave no token.
+    Raises NoTokenError for logits that are NaN or infinite, or if masks leave no token.
     """
     params = request.params
     scores = _mask(_penalize(_checked(logits), request), request)
     if not (scores > -np.inf).any():
-        raise ValueError("masked and suppressed tokens leave nothing to sample")
+        raise NoTokenError("masked and suppressed tokens leave nothing to sample")
     if params.temperature < _GREEDY_BELOW:
         return int(np.argmax(scores))
     scores = scores / np.float32(params.temperature)
@@ -77,7 +73,7 @@ def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> 
 
 def _checked(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     if np.isnan(logits).any() or np.isposinf(logits).any():
-        raise InvalidLogitsError("the model produced logits that are not numbers")
+        raise NoTokenError("the model produced logits that are not numbers")
     return logits
 
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:  # the command line imports this module, and starts faster wit
     from numpy.typing import NDArray
 
 
+class NoTokenError(FloatingPointError):
+    """No token can be chosen: the logits are not numbers, or masks leave nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one sequence chooses its tokens.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,8 +61,14 @@ class Transformer:
         self._cos, self._sin = torch.from_numpy(cos).to(self._device), torch.from_numpy(sin).to(self._device)
 
     @torch.inference_mode()
-    def forward(self, token_ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
-        """Store K and V of every token and return the last hidden states [tokens, hidden]."""
+    def forward(
+        self, token_ids: Sequence[int], segments: Sequence[Segment], features: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Store K and V of every token and return the last hidden states [tokens, hidden].
+
+        The second result holds the residual stream after so many layers, for each number in `features`;
+        num_layers + 1 stands for the stream after the final norm.
+        """
         positions = torch.cat([torch.arange(s.start, s.start + s.length) for s in segments])
         blocks = torch.cat([
             s.block_table[torch.arange(s.start, s.start + s.length) // BLOCK_SIZE] for s in segments
@@ -76,10 +82,15 @@ class Transformer:
         )
         tokens = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
         x = self._math.embed(tokens, self._weights.embed, self.config.hidden_size)
+        kept = {0: x}
         for index, layer in enumerate(self._weights.layers):
             x = x + self._attention(index, layer, self._norm(x, layer.attn_norm), rows)
             x = x + self._feed_forward(layer, self._norm(x, layer.ffn_norm))
-        return x
+            if index + 1 in features:
+                kept[index + 1] = x
+        if self.config.num_layers + 1 in features:
+            kept[self.config.num_layers + 1] = self._norm(x, self._weights.final_norm)
+        return x, kept
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

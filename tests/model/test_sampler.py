@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flashlet.model.sampler import InvalidLogitsError, gumbel_noise, philox4x32, sample, token_logprobs
-from flashlet.model.sampling import SampleRequest, SamplingParams
+from flashlet.model.sampler import gumbel_noise, philox4x32, sample, token_logprobs
+from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
 
 
 def _logits(*values: float) -> NDArray[np.float32]:
@@ -141,15 +141,15 @@ def test_suppressed_and_masked_tokens_are_never_drawn() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nothing_left_is_an_error(temperature: float) -> None:
     request = SampleRequest(SamplingParams(temperature=temperature), 0, allowed=np.zeros(1, np.uint32))
-    with pytest.raises(ValueError, match="nothing to sample"):
+    with pytest.raises(NoTokenError, match="nothing to sample"):
         sample(_logits(1, 2), request)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_invalid_logits_are_an_error(bad: float) -> None:
-    with pytest.raises(InvalidLogitsError):
+    with pytest.raises(NoTokenError):
         sample(_logits(1, bad), _request())
-    with pytest.raises(InvalidLogitsError):
+    with pytest.raises(NoTokenError):
         token_logprobs(_logits(1, bad), 0, 1)
 
 

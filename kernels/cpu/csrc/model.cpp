@@ -163,8 +163,30 @@ void Model::run(Worker& worker) {
     worker.stage = 0;
     worker.mark = Clock::now();
     embed(worker);
-    for (int index = 0; index < shape_.num_layers; ++index) layer(worker, index);
+    for (int index = 0; index < shape_.num_layers; ++index) {
+        copy_features(worker, index);
+        layer(worker, index);
+    }
+    copy_features(worker, shape_.num_layers);
+    copy_features(worker, shape_.num_layers + 1);
     logits(worker);
+}
+
+// Runs between a barrier and the next change of the residual stream, which another barrier precedes.
+void Model::copy_features(Worker& worker, int layers) {
+    for (const FeatureCopy& copy : plan_->features) {
+        if (copy.layers != layers) continue;
+        for (int i = worker.index; i < copy.rows; i += pool_.size()) {
+            const float* x =
+                residual_.data() + static_cast<size_t>(copy.first_row + i) * static_cast<size_t>(hidden_);
+            if (layers > shape_.num_layers) {
+                kernels_.rms_norm(x, weights_.final_norm, shape_.hidden_size, shape_.rms_norm_eps,
+                                  worker.normed.data());
+                x = worker.normed.data();
+            }
+            std::copy_n(x, shape_.hidden_size, copy.out + static_cast<size_t>(i) * copy.stride);
+        }
+    }
 }
 
 void Model::embed(Worker& worker) {

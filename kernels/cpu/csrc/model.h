@@ -28,7 +28,8 @@ struct ModelLimits {
 // One sequence's part of a step: rows first_row .. first_row + rows - 1 at positions start ...
 struct Slice {
     int first_row, rows, start;
-    int table;  // offset of its block table in StepPlan::block_tables
+    int table;     // offset of its block table in StepPlan::block_tables
+    int proposed;  // the last so many rows are tokens to verify
 };
 
 // A row whose logits are needed, and what for.
@@ -42,12 +43,26 @@ struct LogitRow {
     const SampleParams* params;
 };
 
+// The residual stream of some rows is wanted after `layers` layers; layers + 1: after the final norm.
+struct FeatureCopy {
+    int first_row, rows, layers;
+    float* out;  // of the first row; the next one's lies `stride` floats on
+    size_t stride;
+};
+
 struct StepPlan {
     std::vector<int32_t> tokens;  // [rows]
     std::vector<Slice> slices;
     std::vector<int32_t> block_tables;
     std::vector<LogitRow> logit_rows;
+    std::vector<FeatureCopy> features;
     int rows() const { return static_cast<int>(tokens.size()); }
+    // The token proposed after a sampled row, -1 if there is none.
+    int32_t proposed(const LogitRow& item) const {
+        const Slice& slice = slices[static_cast<size_t>(item.slice)];
+        const bool last = item.row + 1 == slice.first_row + slice.rows;
+        return last ? -1 : tokens[static_cast<size_t>(item.row) + 1];
+    }
 };
 
 enum class Stage { kEmbed, kNorm, kQkv, kRope, kAttention, kOutput, kGateUp, kDown, kHead, kSample, kCount };
@@ -95,6 +110,7 @@ class Model {
                  float* out, int out_stride, Stage stage);
     void rotate_and_store(int layer, int row, int kv_head);
     void attend(Worker& worker, int layer, const AttentionUnit& unit);
+    void copy_features(Worker& worker, int layers);
     void logits(Worker& worker);
     void answer(Worker& worker, LogitRow& item, float* row);
     void finish(Worker& worker, Stage stage);

@@ -40,6 +40,8 @@ ModelLimits checked_limits(int threads, int64_t num_blocks, int max_rows, int ma
     return {threads, static_cast<int>(num_blocks), max_rows, max_slices, read_kv_format(kv_dtype)};
 }
 
+using FloatRows = nb::ndarray<nb::numpy, float, nb::ndim<3>>;
+
 class NativeModel {
   public:
     NativeModel(const nb::object& config, const nb::dict& arrays, const std::string& kv_dtype,
@@ -49,10 +51,11 @@ class NativeModel {
           kernels_(kernels_named(isa)),
           limits_(checked_limits(threads, num_blocks, max_rows, max_slices, kv_dtype)),
           model_(std::make_unique<Model>(kernels_, shape_, read_weights(shape_, arrays_), limits_)) {
-        params_.reserve(static_cast<size_t>(max_slices));
+        params_.reserve(static_cast<size_t>(max_slices) + static_cast<size_t>(max_rows));
     }
 
-    // One tuple per slice: (token or None, log-probabilities or None, log-probabilities of the targets).
+    // One tuple per slice: (tokens, log-probabilities, log-probabilities of the targets, features or None).
+    // The tokens end where one is no proposal; -1 is a token that could not be chosen.
     nb::list step(const nb::sequence& slices) {
         plan(slices);
         run(nullptr);
@@ -106,7 +109,9 @@ class NativeModel {
         plan_.slices.clear();
         plan_.block_tables.clear();
         plan_.logit_rows.clear();
+        plan_.features.clear();
         params_.clear();
+        features_.clear();
         for (const nb::handle slice : slices) add_slice(slice);
     }
 
@@ -116,16 +121,42 @@ class NativeModel {
         slice.start = number<int>(item.attr("start"), "start");
         slice.table = static_cast<int>(plan_.block_tables.size());
         for (const nb::handle token : item.attr("token_ids")) plan_.tokens.push_back(checked_token(token));
+        const int known = plan_.rows() - slice.first_row;
+        for (const nb::handle token : item.attr("proposed")) plan_.tokens.push_back(checked_token(token));
         slice.rows = plan_.rows() - slice.first_row;
+        slice.proposed = slice.rows - known;
         for (const nb::handle block : item.attr("block_table"))
             plan_.block_tables.push_back(number<int32_t>(block, "block id"));
         check_slice(slice);
         plan_.slices.push_back(slice);
         add_logit_rows(item, slice);
+        add_features(item, slice);
+    }
+
+    void add_features(const nb::handle& item, const Slice& slice) {
+        const nb::object wanted = item.attr("features");
+        const size_t count = nb::len(wanted), hidden = static_cast<size_t>(shape_.hidden_size);
+        features_.push_back(nb::none());
+        if (count == 0) return;
+        const int rows = slice.rows - slice.proposed;
+        auto* values = new float[static_cast<size_t>(rows) * count * hidden];
+        nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+        const FloatRows array(values, {static_cast<size_t>(rows), count, hidden}, owner);
+        features_.back() = nb::cast(array);
+        for (const nb::handle feature : wanted) {
+            const int layers = number<int>(feature, "feature");
+            if (layers < 0 || layers > shape_.num_layers + 1) {
+                throw std::invalid_argument("feature: expected 0 .. " +
+                                            std::to_string(shape_.num_layers + 1) + ", got " +
+                                            std::to_string(layers));
+            }
+            plan_.features.push_back({slice.first_row, rows, layers, values, count * hidden});
+            values += hidden;
+        }
     }
 
     void check_slice(const Slice& slice) const {
-        if (slice.rows < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
+        if (slice.rows - slice.proposed < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
             static_cast<int>(plan_.slices.size()) >= limits_.max_slices) {
             throw std::invalid_argument(
                 "step: expected slices of 1 token or more from position 0 on, at most " +
@@ -156,17 +187,23 @@ class NativeModel {
         const int index = static_cast<int>(plan_.slices.size()) - 1;
         const int top = number<int>(item.attr("num_top_logprobs"), "num_top_logprobs");
         int row = slice.first_row;
+        const int known = slice.rows - slice.proposed;
         for (const nb::handle target : item.attr("logprob_targets")) {
-            if (row >= slice.first_row + slice.rows)
-                throw std::invalid_argument("step: more targets than tokens");
+            if (row >= slice.first_row + known) throw std::invalid_argument("step: more targets than tokens");
             plan_.logit_rows.push_back({row++, index, false, checked_token(target), top, {}, nullptr});
         }
         const nb::object samples = item.attr("samples");
-        if (nb::len(samples) == 0) return;
-        params_.push_back(read_sample(samples[0]));
-        const SampleParams& params = params_.back();
-        plan_.logit_rows.push_back(
-            {slice.first_row + slice.rows - 1, index, true, -1, params.logprobs, {}, &params});
+        const auto count = static_cast<int>(nb::len(samples));
+        if (count != 1 + slice.proposed && (count != 0 || slice.proposed != 0)) {
+            throw std::invalid_argument("step: expected 1 + " + std::to_string(slice.proposed) +
+                                        " samples for so many proposed tokens, got " + std::to_string(count));
+        }
+        row = slice.first_row + known - 1;
+        for (const nb::handle sample : samples) {
+            params_.push_back(read_sample(sample));
+            const SampleParams& params = params_.back();
+            plan_.logit_rows.push_back({row++, index, true, -1, params.logprobs, {}, &params});
+        }
     }
 
     int32_t checked_token(const nb::handle& token) const {
@@ -225,12 +262,12 @@ class NativeModel {
         return nb::make_tuple(item.token, item.logprob, nb::tuple(top));
     }
 
-    nb::list outputs() const {
+    nb::list outputs() {
         nb::list result;
         size_t next = 0;
         for (size_t i = 0; i < plan_.slices.size(); ++i) {
-            nb::object token = nb::none(), logprobs = nb::none();
-            nb::list targets;
+            nb::list tokens, logprobs, targets;
+            bool accepted = true;  // every proposal so far
             for (; next < plan_.logit_rows.size() && plan_.logit_rows[next].slice == static_cast<int>(i);
                  ++next) {
                 const LogitRow& row = plan_.logit_rows[next];
@@ -238,11 +275,14 @@ class NativeModel {
                     targets.append(to_python(row.logprobs));
                     continue;
                 }
-                token = nb::int_(row.target);
-                if (row.top >= 0 && row.target >= 0) logprobs = to_python(row.logprobs);
+                if (!accepted) continue;
+                tokens.append(row.target);
+                if (row.top >= 0 && row.target >= 0) logprobs.append(to_python(row.logprobs));
+                accepted = plan_.proposed(row) == row.target;
             }
-            result.append(nb::make_tuple(token, logprobs, targets));
+            result.append(nb::make_tuple(tokens, logprobs, targets, features_[i]));
         }
+        features_.clear();
         return result;
     }
 
@@ -252,6 +292,7 @@ class NativeModel {
     ModelLimits limits_;
     StepPlan plan_;
     std::vector<SampleParams> params_;
+    std::vector<nb::object> features_;
     std::unique_ptr<Model> model_;
 };
 
