@@ -27,24 +27,24 @@ def int8_layout(config: ModelConfig) -> Layout:
     layout: Layout = {}
     for layer in range(config.num_layers):
         arrays = {
-            "attn_norm": _vector(hidden),
-            "qkv": _packed(_panels(qkv), hidden),
-            "qkv_bias": _vector(_panels(qkv) * PANEL) if config.qkv_bias else None,
-            "q_norm": _vector(config.head_dim) if config.qk_norm else None,
-            "k_norm": _vector(config.head_dim) if config.qk_norm else None,
-            "o": _packed(_panels(hidden), config.query_size),
-            "o_bias": _vector(_panels(hidden) * PANEL) if config.o_bias else None,
-            "ffn_norm": _vector(hidden),
-            "gate_up": _packed(2 * _panels(inner), hidden),
-            "gate_up_bias": _vector(2 * _panels(inner) * PANEL) if config.mlp_bias else None,
-            "down": _packed(_panels(hidden), inner),
-            "down_bias": _vector(_panels(hidden) * PANEL) if config.mlp_bias else None,
+            "attn_norm": vector(hidden),
+            "qkv": packed(panels_of(qkv), hidden),
+            "qkv_bias": vector(panels_of(qkv) * PANEL) if config.qkv_bias else None,
+            "q_norm": vector(config.head_dim) if config.qk_norm else None,
+            "k_norm": vector(config.head_dim) if config.qk_norm else None,
+            "o": packed(panels_of(hidden), config.query_size),
+            "o_bias": vector(panels_of(hidden) * PANEL) if config.o_bias else None,
+            "ffn_norm": vector(hidden),
+            "gate_up": packed(2 * panels_of(inner), hidden),
+            "gate_up_bias": vector(2 * panels_of(inner) * PANEL) if config.mlp_bias else None,
+            "down": packed(panels_of(hidden), inner),
+            "down_bias": vector(panels_of(hidden) * PANEL) if config.mlp_bias else None,
         }
         layout |= {f"layers.{layer}.{name}": entry for name, entry in arrays.items() if entry}
-    layout["embed"] = _packed(_panels(config.vocab_size), hidden)
+    layout["embed"] = packed(panels_of(config.vocab_size), hidden)
     if not config.tie_word_embeddings:
-        layout["head"] = _packed(_panels(config.vocab_size), hidden)
-    layout["final_norm"] = _vector(hidden)
+        layout["head"] = packed(panels_of(config.vocab_size), hidden)
+    layout["final_norm"] = vector(hidden)
     return layout
 
 
@@ -88,10 +88,10 @@ class _ArrayBuilder:
             yield "o_bias", self._bias(attention + "o_proj.bias")
         yield "ffn_norm", self._tensor(prefix + "post_attention_layernorm.weight")
         gate, up = mlp + "gate_proj", mlp + "up_proj"
-        yield "gate_up", _alternate(self._matrix(gate + ".weight"), self._matrix(up + ".weight"))
+        yield "gate_up", alternate_panels(self._matrix(gate + ".weight"), self._matrix(up + ".weight"))
         if config.mlp_bias:
             biases = (self._bias(name + ".bias").reshape(-1, PANEL) for name in (gate, up))
-            yield "gate_up_bias", _alternate(*biases).reshape(-1)
+            yield "gate_up_bias", alternate_panels(*biases).reshape(-1)
         yield "down", self._matrix(mlp + "down_proj.weight")
         if config.mlp_bias:
             yield "down_bias", self._bias(mlp + "down_proj.bias")
@@ -116,18 +116,21 @@ class _ArrayBuilder:
         return self._source.tensor(name, self._shapes[name])
 
 
-def _alternate(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
-    """Panel 0 of the first, panel 0 of the second, panel 1 of the first, ..."""
+def alternate_panels(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Gate and up in one matrix: panel 0 of the first, panel 0 of the second, panel 1 of the first, ..."""
     return np.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
-def _panels(outputs: int) -> int:
+def panels_of(outputs: int) -> int:
+    """Panels that hold so many outputs."""
     return -(-outputs // PANEL)
 
 
-def _packed(panels: int, inputs: int) -> tuple[str, tuple[int, ...]]:
+def packed(panels: int, inputs: int) -> tuple[str, tuple[int, ...]]:
+    """Entry of a layout: a matrix of int8 groups."""
     return "U8", (panels, -(-inputs // GROUP), CELL_BYTES)
 
 
-def _vector(size: int) -> tuple[str, tuple[int, ...]]:
+def vector(size: int) -> tuple[str, tuple[int, ...]]:
+    """Entry of a layout: binary32 numbers."""
     return "F32", (size,)

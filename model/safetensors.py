@@ -23,7 +23,7 @@ MAX_DIMENSIONS = 8  # with the next one it bounds the size of numbers computed f
 MAX_DIMENSION = 1 << 48
 PADDING_PREFIX = "_padding."
 # BF16 has no NumPy type: its bits are kept in a uint16.
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8}
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I32": np.int32, "U8": np.uint8}
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
     "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
