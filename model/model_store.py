@@ -25,15 +25,20 @@ class PulledModel:
     size: int
 
 
+def home_folder() -> Path:
+    """What is kept for the user: $FLASHLET_HOME, else $XDG_DATA_HOME/flashlet, else ~/.local/share/flashlet."""
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(os.environ.get("FLASHLET_HOME") or Path(data, "flashlet"))
+
+
 class ModelStore:
-    """$FLASHLET_HOME/models, else $XDG_DATA_HOME/flashlet/models, else ~/.local/share/flashlet/models.
+    """The subfolder `models` of the home folder.
 
     A model appears by one rename within the file system; unfinished work lies in the subfolder .partial.
     """
 
     def __init__(self) -> None:
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        self.folder = Path(os.environ.get("FLASHLET_HOME") or Path(data, "flashlet")) / "models"
+        self.folder = home_folder() / "models"
 
     def find(self, name: str) -> Path | None:
         """Path of the model pulled as `name`."""

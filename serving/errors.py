@@ -5,6 +5,8 @@ FlashletError (flashlet.model.errors)
     ├── InvalidRequestError   malformed or unsupported; names the parameter
     │   ├── ContextLengthError    prompt (and answer) longer than the model's context or the KV pool
     │   └── GrammarError          what the answer must match cannot be compiled, or followed within limits
+    ├── NotFoundError         no stored object with this id, or not for this key
+    ├── DataFolderError       the server cannot use its data folder
     ├── QueueFullError        the bounded queue is full: try again later
     ├── EngineStoppedError    shutting down: no new requests
     └── EngineFailedError     the executor failed; the request ended through no fault of its own
@@ -40,6 +42,14 @@ class GrammarError(InvalidRequestError):
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param=param, code="invalid_grammar")
+
+
+class NotFoundError(RequestError):
+    """Nothing is stored under this id, or it belongs to another key."""
+
+
+class DataFolderError(RequestError):
+    """The data folder cannot be used; the message says why."""
 
 
 class QueueFullError(RequestError):

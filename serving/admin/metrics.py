@@ -77,6 +77,9 @@ class Metrics:
             "request_queue_time_seconds", "From arrival to the first step.", REQUEST_SECONDS
         )
         self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
+        self.batch_lines: Counter[str] = Counter({"completed": 0, "failed": 0})
+        self.batch_lines_running = 0
+        self.batch_lines_waiting = 0
 
     def sequence_ended(self, stream: RequestStream, reason: str) -> None:
         """Count a sequence; `reason` is its finish reason, or abort (the client left), or error."""
@@ -104,11 +107,28 @@ class Metrics:
         for reason, count in self.finished.items():
             finished.add_metric([reason], count)
         yield finished
+        yield from self._batch_families()
         if stats is not None:
             for name, (attribute, documentation) in GAUGES.items():
                 yield GaugeMetricFamily(PREFIX + name, documentation, getattr(stats, attribute))
             for name, (attribute, documentation) in COUNTERS.items():
                 yield CounterMetricFamily(PREFIX + name, documentation, getattr(stats, attribute))
+
+    def _batch_families(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        answered = CounterMetricFamily(
+            PREFIX + "batch_lines", "Lines of batches that were answered.", labels=["state"]
+        )
+        for state, count in self.batch_lines.items():
+            answered.add_metric([state], count)
+        yield answered
+        open_lines = GaugeMetricFamily(
+            PREFIX + "num_batch_lines", "Lines of batches without an answer.", labels=["state"]
+        )
+        open_lines.add_metric(["running"], self.batch_lines_running)
+        open_lines.add_metric(["waiting"], self.batch_lines_waiting)
+        yield open_lines
 
     def render(self, stats: EngineStats | None) -> bytes:
         """The Prometheus text format."""

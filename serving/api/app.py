@@ -9,9 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from flashlet.serving.api.batches import batches_router
 from flashlet.serving.api.chat import chat_router
 from flashlet.serving.api.completions import completions_router
 from flashlet.serving.api.errors import TABLE, error_response
+from flashlet.serving.api.files import files_router
 from flashlet.serving.api.health import health_router
 from flashlet.serving.api.middleware import ApiKeys, HeadRequests, RequestIds
 from flashlet.serving.api.models import models_router
@@ -19,13 +21,27 @@ from flashlet.serving.api.service import Service
 from flashlet.serving.api.tokens import tokens_router
 
 
-def build_app(service: Service) -> ASGIApp:
-    """The whole application for one service."""
+def build_api(service: Service) -> FastAPI:
+    """The endpoints and their errors, open to whoever can call them."""
     api = FastAPI(title="flashlet", version=version("flashlet"), redoc_url=None)
     for router in (chat_router, completions_router, models_router, tokens_router, health_router):
         api.include_router(router(service))
     for exception in (*TABLE, HTTPException, RequestValidationError):
         api.add_exception_handler(exception, _answer_error)
+    return api
+
+
+def build_line_app(service: Service) -> ASGIApp:
+    """What answers the lines of batches, in this process: no keys, no CORS."""
+    return RequestIds(build_api(service))
+
+
+def build_app(service: Service) -> ASGIApp:
+    """The whole application for one service."""
+    api = build_api(service)
+    if service.batches is not None:
+        api.include_router(files_router(service.batches))
+        api.include_router(batches_router(service.batches, service.config.max_body_bytes))
     app: ASGIApp = HeadRequests(api)
     if service.config.api_keys:
         app = ApiKeys(app, service.config.api_keys)
@@ -35,7 +51,7 @@ def build_app(service: Service) -> ASGIApp:
         app = CORSMiddleware(
             app,
             allow_origins=service.config.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )

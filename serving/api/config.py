@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flashlet.serving.batches.config import BatchConfig
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
@@ -16,4 +18,5 @@ class ServerConfig:
     cors_origins: tuple[str, ...] = ()  # empty: no CORS headers; "*" allows any
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
     max_body_bytes: int = 8 << 20
+    batches: BatchConfig | None = None  # None: no files and no batches
     log_level: str = "warning"  # of uvicorn

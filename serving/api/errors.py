@@ -23,9 +23,11 @@ from starlette.responses import Response
 from flashlet.model.errors import ChatTemplateError
 from flashlet.serving.api.validation import first_problem
 from flashlet.serving.errors import (
+    DataFolderError,
     EngineFailedError,
     EngineStoppedError,
     InvalidRequestError,
+    NotFoundError,
     QueueFullError,
     RequestError,
 )
@@ -69,10 +71,12 @@ TABLE: dict[type[Exception], ErrorKind] = {
     ClientDisconnect: ErrorKind(400, _BAD_REQUEST, "client_disconnected"),
     AuthenticationError: ErrorKind(401, _BAD_REQUEST, "invalid_api_key"),
     UnknownModelError: ErrorKind(404, _BAD_REQUEST, "model_not_found", "model"),
+    NotFoundError: ErrorKind(404, _BAD_REQUEST, "not_found", "id"),
     BodyTimeoutError: ErrorKind(408, _BAD_REQUEST, "request_timeout"),
     BodyTooLargeError: ErrorKind(413, _BAD_REQUEST, "request_too_large"),
     QueueFullError: ErrorKind(429, "rate_limit_error", "queue_full", retry=True),
     EngineFailedError: ErrorKind(500, "server_error", "engine_failed", retry=True),
+    DataFolderError: ErrorKind(503, "server_error", "data_folder_unavailable", retry=False),
     EngineStoppedError: ErrorKind(503, "server_error", "shutting_down", retry=True),
     ModelLoadingError: ErrorKind(503, "server_error", "model_loading", retry=True),
     Exception: ErrorKind(500, "server_error", "internal_error"),

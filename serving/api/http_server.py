@@ -11,15 +11,17 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
 
-from flashlet.serving.api.app import build_app
+from flashlet.serving.api.app import build_app, build_line_app
 from flashlet.serving.api.config import ServerConfig
 from flashlet.serving.api.loaded_model import LoadedModel
 from flashlet.serving.api.protocol import LimitedProtocol
 from flashlet.serving.api.service import Service
+from flashlet.serving.batches.batch_runner import BatchRunner
 
 KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections: none writes into a closing one
 GRACE = 2.0  # seconds for the last bytes to leave, after the engine has stopped
@@ -43,6 +45,7 @@ class HTTPServer:
         self._config = config
         self._listener = listener
         self._service = Service(config)
+        self._batch_runner: BatchRunner | None = None  # once the model is there
         self._stop = asyncio.Event()
         self._http = _Uvicorn(
             uvicorn.Config(
@@ -79,6 +82,10 @@ class HTTPServer:
     def _start(self, model: LoadedModel) -> None:
         model.engine_loop.start()
         self._service.model = model
+        if self._service.batches is not None:
+            make_app = partial(build_line_app, self._service)
+            self._batch_runner = BatchRunner(self._service.batches, self._service, make_app)
+            self._batch_runner.start()
         gc.freeze()  # what is here stays: collections need not look at it
         gc.enable()
 
@@ -96,6 +103,8 @@ class HTTPServer:
         """
         self._service.stopping = True
         self._http.should_exit = True
+        if self._batch_runner is not None:
+            await self._batch_runner.stop()
         if self._service.model is not None:
             engine_loop = self._service.model.engine_loop
             if not await engine_loop.drain(self._config.drain_timeout):
@@ -106,4 +115,6 @@ class HTTPServer:
         for connection in [*self._http.server_state.connections]:
             connection.transport.abort()
         await serving
+        if self._service.batches is not None:
+            await self._service.batches.close()
         gc.unfreeze()

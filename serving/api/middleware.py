@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 import secrets
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flashlet.serving.api.errors import AuthenticationError, error_response
@@ -52,11 +54,7 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or refuse it."""
-        if (
-            scope["type"] == "http"
-            and scope["path"] not in OPEN_PATHS
-            and not self._knows(Headers(scope=scope))
-        ):
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._admit(scope):
             refusal = error_response(
                 AuthenticationError("expected a valid API key in 'Authorization: Bearer' or 'x-api-key'")
             )
@@ -64,14 +62,26 @@ class ApiKeys:
             return
         await self._app(scope, receive, send)
 
-    def _knows(self, headers: Headers) -> bool:
+    def _admit(self, scope: Scope) -> bool:
         """Whether a given key is valid, in a time that does not depend on how much of it is right."""
+        headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
-        matches = [
-            hmac.compare_digest(one.encode("latin-1"), key) for one in given if one for key in self._keys
+        valid = [
+            key
+            for one in given
+            if one
+            for key in self._keys
+            if hmac.compare_digest(one.encode("latin-1"), key)
         ]
-        return any(matches)
+        if valid:
+            scope.setdefault("state", {})["owner"] = hashlib.sha256(valid[0]).hexdigest()[:32]
+        return bool(valid)
+
+
+def owner_of(request: Request) -> str:
+    """Who owns what this request stores: a digest of its key; empty where no key is asked for."""
+    return str(getattr(request.state, "owner", ""))
 
 
 class HeadRequests:

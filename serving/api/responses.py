@@ -13,7 +13,7 @@ from flashlet.serving.api.schema.errors import ErrorBody
 _ERRORS = {
     400: "The request is malformed or unsupported; `param` names the field",
     401: "No valid key",
-    404: "The model is not served",
+    404: "The model is not served, or nothing is stored under the id",
     408: "The body did not arrive in time",
     413: "The body is too large",
     429: "The queue is full; `retry-after-ms` says when to try again",

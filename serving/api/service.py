@@ -9,6 +9,7 @@ from flashlet.serving.admin.metrics import Metrics
 from flashlet.serving.api.config import ServerConfig
 from flashlet.serving.api.errors import ModelLoadingError, UnknownModelError
 from flashlet.serving.api.loaded_model import LoadedModel
+from flashlet.serving.batches.batch_store import BatchStore
 from flashlet.serving.errors import EngineFailedError, EngineStoppedError
 
 __all__ = ["LoadedModel", "Service"]
@@ -23,6 +24,10 @@ class Service:
     stopping: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
     metrics: Metrics = field(default_factory=Metrics)
+    batches: BatchStore | None = field(init=False)  # None: the server takes none
+
+    def __post_init__(self) -> None:
+        self.batches = BatchStore(self.config.batches) if self.config.batches else None
 
     def ready_model(self) -> LoadedModel:
         """The model, if a request would be served now.

@@ -15,7 +15,7 @@ _SHOWN = 60  # characters of the offending value that an error message repeats
 def first_problem(exc: RequestValidationError) -> InvalidRequestError:
     """Describe the first error of a body that did not validate."""
     error = exc.errors()[0]
-    path = _path(error, exc.body)
+    path = [*error["loc"][1:]] if error["loc"][0] == "query" else _path(error, exc.body)
     param = _dotted(path) or None
     kind, message = error["type"], str(error["msg"])
     if kind == "missing":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,13 +12,12 @@ import typer
 from flashlet.serving.cli import options as opt
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flashlet.serving.api.config import ServerConfig
     from flashlet.serving.loading import LoadOptions
 
 SCHEDULING = "Scheduling"
 LISTENING = "Listening"
+BATCHES = "Files and batches"
 
 
 def serve(
@@ -74,6 +74,23 @@ def serve(
     max_step_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens in one step.", rich_help_panel=SCHEDULING)
     ] = 512,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder for files and batches; one server at a time uses it.",
+            show_default="$FLASHLET_HOME/data",
+            rich_help_panel=BATCHES,
+        ),
+    ] = None,
+    keep_files: Annotated[
+        int,
+        typer.Option(min=1, metavar="DAYS", help="Delete files so old.", rich_help_panel=BATCHES),
+    ] = 30,
+    batch_sequences: Annotated[
+        int,
+        typer.Option(min=1, help="Most sequences of batches that run at once.", rich_help_panel=BATCHES),
+    ] = 16,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = "cpu",
     weights: opt.WeightsOption = "int8",
@@ -88,7 +105,9 @@ def serve(
 
     flashlet serve ./model.gguf --port 8080 --kv-cache 40% --api-key secret
     """
+    from flashlet.model.model_store import home_folder
     from flashlet.serving.api.config import ServerConfig
+    from flashlet.serving.batches.config import DAY, BatchConfig
     from flashlet.serving.cli.resolving import resolve_model, served_name
     from flashlet.serving.loading import LoadOptions
 
@@ -114,6 +133,11 @@ def serve(
         api_keys=tuple(api_key or ()),
         cors_origins=tuple(cors_origin or ()),
         drain_timeout=drain_timeout,
+        batches=BatchConfig(
+            folder=data or home_folder() / "data",
+            max_sequences=batch_sequences,
+            file_seconds=keep_files * DAY,
+        ),
         log_level=log_level,
     )
     raise typer.Exit(_run(config, resolve_model(model), load_options))

@@ -1,0 +1,64 @@
+"""Runs the lines of batches: each is a request to the application, in this process and without a socket."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flashlet.serving.batches.batch_input import LineRequest
+from flashlet.serving.batches.batch_output import Answer, answered
+from flashlet.serving.errors import RequestError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+PRIORITY = 2**31 - 1  # of batch lines: the largest that the endpoints take, so live requests come first
+GENERATING = {"/v1/chat/completions", "/v1/completions"}
+ATTEMPTS = 2  # if the engine fails: it may have been another sequence that made it fail
+
+logger = logging.getLogger(__name__)
+
+
+class LineRunner:
+    """Answers lines through `app`, which asks for no key."""
+
+    def __init__(self, app: ASGIApp, check_ready: Callable[[], object]) -> None:
+        """`check_ready` raises RequestError while no request would be served."""
+        import httpx
+
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None)
+        self._check_ready = check_ready
+
+    async def run(self, request: LineRequest) -> Answer | None:
+        """The answer; None if the line was put off and should be run again in a while.
+
+        Cancelling the task that awaits this ends the request before the engine's next step.
+        """
+        body = _with_priority(request.body) if request.url in GENERATING else request.body
+        for _ in range(ATTEMPTS):
+            response = await self._client.post(request.url, content=body)
+            if response.status_code != 500:
+                break
+        if response.status_code in {429, 503} or not self._ready():
+            return None
+        if response.status_code == 500:
+            logger.error("a batch line failed: %s", response.text)
+        request_id = response.headers["x-request-id"]
+        return answered(request.custom_id, response.status_code, request_id, response.content)
+
+    def _ready(self) -> bool:
+        try:
+            self._check_ready()
+        except RequestError:
+            return False
+        return True
+
+
+def _with_priority(body: bytes) -> bytes:
+    """The body of a request that runs after all live ones."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({**fields, "priority": PRIORITY})

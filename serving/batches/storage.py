@@ -1,0 +1,124 @@
+"""The data folder: an SQLite database, and beside it the bytes of the files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from flashlet.serving.batches.batch_table import BatchTable
+from flashlet.serving.batches.config import BatchConfig
+from flashlet.serving.batches.file_table import FileTable
+from flashlet.serving.batches.sql import transaction
+from flashlet.serving.errors import DataFolderError
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE files (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    filename TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+);
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    input_file_id TEXT NOT NULL,
+    completion_window TEXT NOT NULL,
+    output_seconds INTEGER NOT NULL,
+    metadata TEXT,
+    status TEXT NOT NULL,
+    errors TEXT,
+    output_file_id TEXT,
+    error_file_id TEXT,
+    total INTEGER NOT NULL DEFAULT 0,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    in_progress_at INTEGER,
+    finalizing_at INTEGER,
+    completed_at INTEGER,
+    failed_at INTEGER,
+    expired_at INTEGER,
+    cancelling_at INTEGER,
+    cancelled_at INTEGER
+);
+CREATE INDEX batches_by_status ON batches (status);
+CREATE TABLE lines (
+    batch INTEGER NOT NULL REFERENCES batches (number),
+    line INTEGER NOT NULL,
+    custom_id TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending',
+    result BLOB,
+    PRIMARY KEY (batch, line)
+);
+CREATE INDEX pending_lines ON lines (batch, line) WHERE state = 'pending';
+"""
+
+
+class Storage:
+    """An open data folder. One process has it at a time, and one thread at a time calls it."""
+
+    def __init__(self, config: BatchConfig) -> None:
+        """Raises DataFolderError if the folder cannot be used, or another server uses it."""
+        folder = config.folder
+        try:
+            (folder / "files").mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder / "lock")
+        except OSError as error:
+            raise DataFolderError(f"the data folder {folder} cannot be used: {error}") from error
+        try:
+            self._connection = _connect(config.database)
+        except (sqlite3.Error, DataFolderError) as error:
+            os.close(self._lock)
+            raise DataFolderError(f"the data folder {folder} cannot be used: {error}") from error
+        self.files = FileTable(self._connection, folder / "files")
+        self.batches = BatchTable(self._connection, self.files)
+        self.files.remove_strangers()
+
+    def close(self) -> None:
+        """Write everything to the disk and let go of the folder."""
+        self._connection.close()
+        os.close(self._lock)
+
+
+def _locked(path: Path) -> int:
+    """Descriptor of the lock file, held; the lock ends with the process, however that ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        reason = (
+            "another server uses it; choose one with --data" if isinstance(error, BlockingIOError) else error
+        )
+        raise DataFolderError(f"the data folder {path.parent} cannot be used: {reason}") from error
+    return descriptor
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the database; a new one gets its tables."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # what was committed survives a power cut, too
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        connection.close()
+        raise DataFolderError(f"expected schema version {SCHEMA_VERSION} at most, got {version}")
+    if version == 0:
+        with transaction(connection):
+            for statement in _SCHEMA.strip().split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return connection
