@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from flashlet.serving.api.batches import batches_router
 from flashlet.serving.api.chat import chat_router
 from flashlet.serving.api.completions import completions_router
+from flashlet.serving.api.embeddings import embeddings_router
 from flashlet.serving.api.errors import TABLE, error_response
 from flashlet.serving.api.files import files_router
 from flashlet.serving.api.health import health_router
@@ -24,7 +25,14 @@ from flashlet.serving.api.tokens import tokens_router
 def build_api(service: Service) -> FastAPI:
     """The endpoints and their errors, open to whoever can call them."""
     api = FastAPI(title="flashlet", version=version("flashlet"), redoc_url=None)
-    for router in (chat_router, completions_router, models_router, tokens_router, health_router):
+    for router in (
+        chat_router,
+        completions_router,
+        embeddings_router,
+        models_router,
+        tokens_router,
+        health_router,
+    ):
         api.include_router(router(service))
     for exception in (*TABLE, HTTPException, RequestValidationError):
         api.add_exception_handler(exception, _answer_error)

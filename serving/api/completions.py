@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
 from flashlet.serving.api.body import json_route
 from flashlet.serving.api.chunks import ChunkWriter, answer_head, encode_json
+from flashlet.serving.api.completion_choice import CompletionChoice, CompletionPrompt, prompt_first
 from flashlet.serving.api.generation import Generation
-from flashlet.serving.api.logprobs import LegacyLogprobs
 from flashlet.serving.api.parameters import check_num_sequences, generation_requests
 from flashlet.serving.api.prompts import plain_prompts
 from flashlet.serving.api.responses import json_response, responses
 from flashlet.serving.api.schema.completions import Completion, CompletionRequest
 from flashlet.serving.api.service import LoadedModel, Service
 from flashlet.serving.api.sse import EventStream, cancel_on_disconnect
-from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+from flashlet.serving.engine.request import TokenEvent
 from flashlet.serving.errors import InvalidRequestError
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's
@@ -33,16 +33,15 @@ def completions_router(service: Service) -> APIRouter:
         model = service.model_for(body.model)
         generation = await _submit(service, model, body)
         head = answer_head("text_completion", "cmpl-", body, service, model)
-        prompts = body.prompts
-        choices = [
-            _Choice(model, body, sequence, prompts[index // body.num_choices])
-            for index, sequence in enumerate(generation.requests)
-        ]
+        choices = _choices(model, body, generation)
+        events = generation.events()
+        if generation.requests[0].prompt_logprobs is not None:
+            events = prompt_first(events, body.num_choices)
         if body.stream:
             writer = ChunkWriter(head, body, generation)
-            return EventStream(_events(generation, writer, choices), generation.cancel)
+            return EventStream(_chunks(events, writer, choices), generation.cancel)
         async with cancel_on_disconnect(request.receive, generation.cancel):
-            async for index, event in generation.events():
+            async for index, event in events:
                 choices[index].add(event)
         answers = [{"index": index, **choice.answer()} for index, choice in enumerate(choices)]
         return json_response(head | {"choices": answers, "usage": generation.usage()})
@@ -59,86 +58,44 @@ async def _submit(service: Service, model: LoadedModel, body: CompletionRequest)
         body,
         prompts,
         continues_prompt=True,
-        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens=body.max_tokens,
         logprobs=body.logprobs,
-        prompt_logprobs=body.logprobs if body.echo else None,
+        echo_logprobs=body.logprobs if body.echo else None,
     )
+    if body.max_tokens is None:  # the default gives way to a long prompt
+        room = [model.max_model_len - len(item.prompt) for item in requests]
+        requests = [
+            replace(item, max_tokens=max(1, min(DEFAULT_MAX_TOKENS, left)))
+            for item, left in zip(requests, room, strict=True)
+        ]
     return await Generation.submit(service, model, requests, body.num_choices)
 
 
-async def _events(
-    generation: Generation, writer: ChunkWriter, choices: list[_Choice]
+def _choices(model: LoadedModel, body: CompletionRequest, generation: Generation) -> list[CompletionChoice]:
+    """The choices of all prompts, in the order of their `index`."""
+    n = body.num_choices
+    prompts = [
+        CompletionPrompt(model, body, sequence, given)
+        for sequence, given in zip(generation.requests[::n], body.prompts, strict=True)
+    ]
+    return [
+        CompletionChoice(model, body, sequence, prompts[index // n])
+        for index, sequence in enumerate(generation.requests)
+    ]
+
+
+async def _chunks(
+    events: AsyncIterator[tuple[int, TokenEvent]], writer: ChunkWriter, choices: list[CompletionChoice]
 ) -> AsyncIterator[bytes]:
     """Encoded chunks: one per token, then the finish reason, and the usage at the end."""
-    async for index, event in generation.events():
-        text, logprobs = choices[index].delta(event)
+    async for index, event in events:
+        text, logprobs, ids = choices[index].delta(event)
         chunk = b""
         if text or logprobs is not None or not choices[index].only_ends(event):
             scores = b"null" if logprobs is None else encode_json(logprobs)
-            chunk = writer.chunk(index, b'"text":' + encode_json(text), scores)
+            chunk = writer.chunk(index, b'"text":' + encode_json(text) + ids, scores)
+            ids = b""
         if event.finish_reason is not None:
-            chunk += writer.chunk(index, b'"text":""', finish=event.finish_reason)
+            chunk += writer.chunk(index, b'"text":""' + ids, finish=event.finish_reason)
         yield chunk
     yield writer.ending()
-
-
-class _Choice:
-    """One answer while it is written, with the prompt before it if `echo` asks for that."""
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        body: CompletionRequest,
-        sequence: GenerationRequest,
-        prompt: str | list[int],
-    ) -> None:
-        self._sequence = sequence
-        self._model = model
-        self._echo = ""  # what the next text starts with
-        if body.echo:
-            self._echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt, False)
-        self._logprobs = LegacyLogprobs(model.tokenizer) if body.logprobs is not None else None
-        self._text: list[str] = []
-        self._finish_reason: str | None = None
-
-    def delta(self, event: TokenEvent) -> tuple[str, dict[str, list[Any]] | None]:
-        """Text and log probabilities that one event adds."""
-        text = self._score(event)
-        new = self._logprobs.take() if self._logprobs is not None else None
-        return text, new if new is not None and new["tokens"] else None
-
-    def only_ends(self, event: TokenEvent) -> bool:
-        """Whether the event brings no token that belongs to the answer."""
-        return event.token_id is None or self._model.only_ends(event, self._sequence)
-
-    def add(self, event: TokenEvent) -> None:
-        """Collect one event for `answer`."""
-        self._text.append(self._score(event))
-        self._finish_reason = event.finish_reason
-
-    def answer(self) -> dict[str, Any]:
-        """The choice of a plain answer, without its index."""
-        return {
-            "text": "".join(self._text),
-            "logprobs": None if self._logprobs is None else self._logprobs.take(),
-            "finish_reason": self._finish_reason,
-        }
-
-    def _score(self, event: TokenEvent) -> str:
-        """Note the event's log probabilities; returns its text, after the prompt's if that is due."""
-        text, self._echo = self._echo + event.text, ""
-        if self._logprobs is not None:
-            for position, score in enumerate(event.prompt_logprobs or ()):
-                token_id = self._sequence.prompt[position]
-                self._logprobs.add(token_id, score, in_text=position > 0 or self._starts_text(token_id, text))
-            if event.token_id is not None:
-                hidden = event.token_id in self._model.tokenizer.special_ids
-                in_text = not hidden and not self.only_ends(event)
-                self._logprobs.add(event.token_id, event.logprobs, in_text)
-        return text
-
-    def _starts_text(self, token_id: int, text: str) -> bool:
-        """Whether the prompt's first token is in its text: a BOS that the tokenizer added is not."""
-        assert self._logprobs is not None
-        bos = self._model.tokenizer.bos_token
-        return bos is None or text.startswith(bos) or self._logprobs.text_of(token_id) != bos

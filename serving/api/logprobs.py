@@ -40,15 +40,44 @@ def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
     }
 
 
+def prompt_logprobs(
+    tokenizer: Tokenizer, scores: Sequence[TokenLogprobs | None], num_top: int
+) -> list[dict[str, dict[str, Any]] | None]:
+    """The `prompt_logprobs` list, in vLLM's shape: per token a mapping of ids, the prompt's own first.
+
+    `rank` is null for a token that is not among the `num_top` most likely ones.
+    """
+
+    def entry(token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:
+        text = token_text(tokenizer.token_bytes(token_id))
+        return {"logprob": max(logprob, LOWEST), "rank": rank, "decoded_token": text}
+
+    def entries(score: TokenLogprobs) -> dict[str, dict[str, Any]]:
+        own = {str(score.token_id): entry(score.token_id, score.logprob, None)}
+        top = enumerate(score.top[:num_top], 1)
+        return own | {str(token_id): entry(token_id, value, rank) for rank, (token_id, value) in top}
+
+    return [None if score is None else entries(score) for score in scores]
+
+
 class LegacyLogprobs:
     """The parallel lists of a legacy completion; `take()` gives what came since the last call."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_top: int) -> None:
         self._tokenizer = tokenizer
+        self._num_top = num_top  # alternatives to list, of those that a score brings
         self._offset = 0  # characters of text before the next token
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._new: dict[str, list[Any]] = {}
         self.take()
+
+    def fork(self) -> LegacyLogprobs:
+        """Another one that goes on from here; what is in both is kept once."""
+        other = LegacyLogprobs(self._tokenizer, self._num_top)
+        other._offset = self._offset
+        other._decoder.setstate(self._decoder.getstate())
+        other._new = {name: values.copy() for name, values in self._new.items()}
+        return other
 
     def take(self) -> dict[str, list[Any]]:
         """The lists so far, and start new ones."""
@@ -73,6 +102,6 @@ class LegacyLogprobs:
     def _top(self, score: TokenLogprobs) -> Iterator[tuple[str, float]]:
         """Alternatives by text, most likely first; of tokens with one text the chosen or likeliest counts."""
         chosen = self.text_of(score.token_id)
-        top = {self.text_of(token_id): value for token_id, value in score.top[::-1]}
+        top = {self.text_of(token_id): value for token_id, value in score.top[: self._num_top][::-1]}
         top[chosen] = score.logprob
         return ((text, max(value, LOWEST)) for text, value in sorted(top.items(), key=lambda item: -item[1]))

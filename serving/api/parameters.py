@@ -18,9 +18,9 @@ def check_num_sequences(fields: SamplingFields, num_prompts: int, max_sequences:
     """Raise InvalidRequestError if prompts x n is more than one request may bring."""
     if num_prompts * fields.num_choices > max_sequences:
         raise InvalidRequestError(
-            f"n: expected at most {max_sequences} sequences (prompts x n) per request, "
+            f"expected at most {max_sequences} sequences (prompts x n) per request, "
             f"got {num_prompts} x {fields.num_choices}",
-            "n",
+            "prompt" if num_prompts > max_sequences else "n",
         )
 
 
@@ -31,14 +31,17 @@ def generation_requests(
     continues_prompt: bool,
     max_tokens: int | None,
     logprobs: int | None,
-    prompt_logprobs: int | None = None,
+    echo_logprobs: int | None = None,
 ) -> list[GenerationRequest]:
     """One request per prompt and choice, in the order of their `index`.
 
-    Choice i of every prompt uses seed + i, so that a prompt's answers do not depend on its batch.
+    Choice i of every prompt uses seed + i, so that a prompt's answers do not depend on its batch. Choice 0
+    alone scores the prompt, with the larger of `echo_logprobs` and the body's `prompt_logprobs` alternatives.
 
     The engine checks what depends on the model. Raises InvalidRequestError for what does not.
     """
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise InvalidRequestError("prompt_logprobs: not available where stream is true", "prompt_logprobs")
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options: only allowed where stream is true", "stream_options")
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
@@ -46,9 +49,10 @@ def generation_requests(
         _sampling_params(fields, logprobs, (seed + choice) & _SEED_MASK)
         for choice in range(fields.num_choices)
     ]
+    scored = [number for number in (echo_logprobs, fields.prompt_logprobs) if number is not None]
     return [
         GenerationRequest(
-            prompt=prompt,
+            prompt=prompt[-(fields.truncate_prompt_tokens or 0) :],
             sampling=params,
             max_tokens=max_tokens,
             min_tokens=fields.min_tokens or 0,
@@ -57,10 +61,13 @@ def generation_requests(
             stop_token_ids=tuple(fields.stop_token_ids or ()),
             continues_prompt=continues_prompt,
             include_stop=bool(fields.include_stop_str_in_output),
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=max(scored, default=None) if choice == 0 else None,
+            priority=fields.priority or 0,
+            cache_salt=fields.cache_salt or "",
+            draft=fields.draft or "auto",
         )
         for prompt in prompts
-        for params in sampling
+        for choice, params in enumerate(sampling)
     ]
 
 

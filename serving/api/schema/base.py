@@ -10,6 +10,10 @@ MAX_TOKEN_ID = 2**31 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+TruncatePromptTokens = Annotated[
+    Annotated[int, Field(ge=1, le=2**31 - 1)] | None,
+    Field(description="Keep only so many of the prompt's last tokens; `usage` counts those."),
+]
 Unsupported = Annotated[None, Field(description="Not supported: anything but null is refused.")]
 
 

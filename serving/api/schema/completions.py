@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Field
 
-from flashlet.serving.api.schema.base import AnswerModel, TokenIds, Unsupported, kind_of
+from flashlet.serving.api.schema.base import AnswerModel, Unsupported
+from flashlet.serving.api.schema.prompt import Prompt, prompt_list
 from flashlet.serving.api.schema.sampling import MAX_TOP_LOGPROBS, SamplingFields
 from flashlet.serving.api.schema.usage import Usage
-
-MAX_PROMPTS = 512
-
-
-def _prompt_kind(value: Any) -> str | None:
-    if isinstance(value, list):
-        return kind_of(value[0], {str: "strings", int: "ids", list: "id_lists"}) if value else "strings"
-    return "string" if isinstance(value, str) else None
-
-
-_Strings = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
-_IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
-Prompt = Annotated[
-    Annotated[str, Tag("string")]
-    | Annotated[_Strings, Tag("strings")]
-    | Annotated[TokenIds, Tag("ids")]
-    | Annotated[_IdLists, Tag("id_lists")],
-    Discriminator(
-        _prompt_kind,
-        custom_error_type="prompt_type",
-        custom_error_message="Input should be text, a list of texts, token ids or a list of token id lists",
-    ),
-]
 
 
 class CompletionRequest(SamplingFields):
@@ -51,10 +29,7 @@ class CompletionRequest(SamplingFields):
     @property
     def prompts(self) -> list[str | list[int]]:
         """`prompt` as a list, whatever form it came in."""
-        prompt: Any = self.prompt
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
-            return [prompt]
-        return list(prompt)
+        return prompt_list(self.prompt)
 
 
 class LegacyLogprobs(AnswerModel):

@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from flashlet.serving.api.schema.base import TokenIds, Unsupported, WireModel, kind_of
+from flashlet.serving.api.schema.base import (
+    TokenIds,
+    TruncatePromptTokens,
+    Unsupported,
+    WireModel,
+    kind_of,
+)
+from flashlet.serving.engine.request import Drafting
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
@@ -73,6 +80,23 @@ class SamplingFields(WireModel):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        None, description="Score the prompt's tokens, each with so many alternatives. Not with `stream`."
+    )
+    truncate_prompt_tokens: TruncatePromptTokens = None
+    return_token_ids: bool | None = Field(
+        None, description="Answer with `prompt_token_ids` and `token_ids`, stop tokens included."
+    )
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = Field(
+        None,
+        description="Lower numbers run first; default 0. The answer does not depend on it.",
+    )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        None, description="Share cached prefixes only with requests of the same salt."
+    )
+    draft: Drafting | None = Field(
+        None, description="Who drafts tokens for speculative decoding. The answer does not depend on it."
+    )
     add_special_tokens: bool | None = Field(
         None, description="Let the tokenizer add its own, such as BOS. Default: only for plain text prompts."
     )
@@ -90,8 +114,6 @@ class SamplingFields(WireModel):
     guided_regex: Unsupported = None
     guided_choice: Unsupported = None
     guided_grammar: Unsupported = None
-    prompt_logprobs: Unsupported = None
-    truncate_prompt_tokens: Unsupported = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -63,5 +63,5 @@ def test_short_work_does_not_wait_for_a_thread(server: Server, beside: list[bool
 
 def test_too_many_prompts_are_refused_before_they_are_read(server: Server, beside: list[bool]) -> None:
     response = server.post(COMPLETIONS, prompt=["a"] * 500)
-    assert response.status_code == 400 and response.json()["error"]["param"] == "n"
+    assert response.status_code == 400 and response.json()["error"]["param"] == "prompt"
     assert beside == []

@@ -98,7 +98,7 @@ BAD_FIELDS = [
     (chat(stop=""), "stop"),
     (chat(stop=["a", ""]), "stop[1]"),
     (completion(prompt=[]), "prompt"),
-    (completion(prompt=[[]]), "prompt"),
+    (completion(prompt=[[]]), "prompt[0]"),
     (completion(prompt=""), "prompt"),
     # missing, unknown, unsupported
     ((CHAT, {}), "messages"),
