@@ -10,6 +10,7 @@ FlashletError (flashlet.model.errors)
     ├── QueueFullError        the bounded queue is full: try again later
     ├── EngineStoppedError    shutting down: no new requests
     └── EngineFailedError     the executor failed; the request ended through no fault of its own
+        └── EngineDeadError       so often that no request will be served any more
 """
 
 from __future__ import annotations
@@ -66,3 +67,7 @@ class EngineStoppedError(RequestError):
 
 class EngineFailedError(RequestError):
     """The executor raised; every running request ends with this."""
+
+
+class EngineDeadError(EngineFailedError):
+    """The executor failed so often that the engine has given up; only a restart helps."""

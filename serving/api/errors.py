@@ -24,6 +24,7 @@ from flashlet.model.errors import ChatTemplateError
 from flashlet.serving.api.validation import first_problem
 from flashlet.serving.errors import (
     DataFolderError,
+    EngineDeadError,
     EngineFailedError,
     EngineStoppedError,
     InvalidRequestError,
@@ -75,6 +76,7 @@ TABLE: dict[type[Exception], ErrorKind] = {
     BodyTimeoutError: ErrorKind(408, _BAD_REQUEST, "request_timeout"),
     BodyTooLargeError: ErrorKind(413, _BAD_REQUEST, "request_too_large"),
     QueueFullError: ErrorKind(429, "rate_limit_error", "queue_full", retry=True),
+    EngineDeadError: ErrorKind(500, "server_error", "engine_failed", retry=False),
     EngineFailedError: ErrorKind(500, "server_error", "engine_failed", retry=True),
     DataFolderError: ErrorKind(503, "server_error", "data_folder_unavailable", retry=False),
     EngineStoppedError: ErrorKind(503, "server_error", "shutting_down", retry=True),

@@ -10,7 +10,7 @@ from flashlet.serving.api.config import ServerConfig
 from flashlet.serving.api.errors import ModelLoadingError, UnknownModelError
 from flashlet.serving.api.loaded_model import LoadedModel
 from flashlet.serving.batches.batch_store import BatchStore
-from flashlet.serving.errors import EngineFailedError, EngineStoppedError
+from flashlet.serving.errors import EngineDeadError, EngineStoppedError
 
 __all__ = ["LoadedModel", "Service"]
 
@@ -35,14 +35,14 @@ class Service:
         Raises:
             EngineStoppedError: shutting down.
             ModelLoadingError: not loaded yet.
-            EngineFailedError: the engine has died.
+            EngineDeadError: the engine has given up.
         """
         if self.stopping:
             raise EngineStoppedError("the server is shutting down")
         if self.model is None:
             raise ModelLoadingError(f"the model '{self.config.model_names[0]}' is still being loaded")
         if not self.model.engine_loop.engine.healthy:
-            raise EngineFailedError("the engine has failed; restart the server")
+            raise EngineDeadError("the engine has failed; restart the server")
         return self.model
 
     def model_for(self, name: str | None) -> LoadedModel:

@@ -19,6 +19,7 @@ from flashlet.serving.engine.stats import EngineStats
 from flashlet.serving.engine.stop_checker import StopChecker, StreamDecoder
 from flashlet.serving.errors import (
     ContextLengthError,
+    EngineDeadError,
     EngineFailedError,
     InvalidRequestError,
     QueueFullError,
@@ -80,10 +81,10 @@ class Engine:
     def create(self, request: GenerationRequest, num_pending: int = 0) -> Sequence:
         """Check `request` and make its sequence, given that `num_pending` others are about to be added.
 
-        Raises InvalidRequestError, ContextLengthError, QueueFullError or EngineFailedError.
+        Raises InvalidRequestError, ContextLengthError, QueueFullError or EngineDeadError.
         """
         if not self.healthy:
-            raise EngineFailedError("the engine has failed and runs no more requests")
+            raise EngineDeadError("the engine has failed and runs no more requests")
         max_tokens = self._check(request)
         self._check_queue(num_pending)
         eos_token_ids = self._executor.config.eos_token_ids
@@ -156,7 +157,8 @@ class Engine:
         for sequence in ended:
             self.scheduler.remove(sequence)
         self.scheduler.blocks.drop_cache()  # a failed step may have left anything in the pool
-        failure = EngineFailedError("the engine failed while it ran this request")
+        kind = EngineFailedError if self.healthy else EngineDeadError
+        failure = kind("the engine failed while it ran this request")
         failure.__cause__ = error
         return [(sequence, failure) for sequence in ended]
 

@@ -13,7 +13,7 @@ from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.engine.request_stream import RequestStream, StreamItem
 from flashlet.serving.engine.sequence import Sequence
 from flashlet.serving.engine.stats import EngineStats
-from flashlet.serving.errors import EngineFailedError, EngineStoppedError, RequestError
+from flashlet.serving.errors import EngineDeadError, EngineStoppedError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class EngineLoop:
         except Exception:
             logger.exception("the engine thread failed")
             self.engine.healthy = False
-            ending = EngineFailedError("the engine failed while it ran this request")
+            ending = EngineDeadError("the engine failed while it ran this request")
         finally:
             self._end_all(ending)
 

@@ -359,6 +359,18 @@ def test_failures_of_the_engine(start_server: Callable[..., Server], n: int) -> 
     server.wait_idle()
 
 
+def test_only_a_dead_engine_asks_not_to_retry(start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    retries = []
+    for _ in range(3):
+        server.executor.failure = RuntimeError("boom")
+        retries.append(server.post(COMPLETIONS, prompt="hi").headers["x-should-retry"])
+    assert retries == ["true", "true", "false"]
+    for response in (server.post(COMPLETIONS, prompt="hi"), server.client.get("/health")):
+        assert assert_error(response, 500, None)["code"] == "engine_failed"
+        assert response.headers["x-should-retry"] == "false" and "retry-after" not in response.headers
+
+
 def test_while_loading_and_stopping(start_server: Callable[..., Server]) -> None:
     server = start_server(load=False)
     response = server.client.get("/health")
