@@ -91,10 +91,26 @@ class BlockManager:
         """Whether the table of `sequence` can be made to hold all its tokens."""
         return self.blocks_for(len(sequence.tokens)) - len(sequence.block_table) <= self.num_free
 
-    def append(self, sequence: Sequence) -> None:
-        """Extend the table of `sequence` to hold all its tokens."""
-        while len(sequence.block_table) * self.block_size < len(sequence.tokens):
+    def append(self, sequence: Sequence, num_proposed: int = 0) -> None:
+        """Extend the table of `sequence` to hold all its tokens and `num_proposed` more."""
+        while len(sequence.block_table) * self.block_size < len(sequence.tokens) + num_proposed:
             sequence.block_table.append(self._take_block())
+
+    def num_spare_slots(self, sequence: Sequence) -> int:
+        """Tokens that `sequence` could hold beyond its own if it got every block that can be taken."""
+        blocks = len(sequence.block_table) + self.num_free
+        return blocks * self.block_size - len(sequence.tokens)
+
+    def trim(self, sequence: Sequence) -> None:
+        """Take back what the table of `sequence` has beyond its tokens, for rejected proposals."""
+        while len(sequence.block_table) > self.blocks_for(len(sequence.tokens)):
+            block = sequence.block_table.pop()
+            self._ref_counts[block] = 0
+            self._free.append(block)
+
+    def empty_blocks(self, count: int) -> list[int] | None:
+        """Blocks that nobody holds and that may be written until the next one is taken; None: too few."""
+        return self._free[-count:] if count <= len(self._free) else None
 
     def free(self, sequence: Sequence) -> None:
         """Give back the blocks of `sequence`; its registered ones can still be found."""

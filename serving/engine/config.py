@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flashlet.model.errors import FlashletError
+from flashlet.serving.engine.request import Drafting
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class EngineConfig:
     max_step_tokens: int = 512  # most tokens in one step
     prefill_chunk: int = 64  # most prompt tokens in a step in which any sequence decodes
     enable_prefix_cache: bool = True
+    draft: Drafting = "none"  # who proposes tokens: auto is the draft model, if there is one, and n-grams
     context_length: int | None = None  # most tokens of one sequence, if less than the model's own limit
 
     def __post_init__(self) -> None:

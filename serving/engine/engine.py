@@ -10,12 +10,16 @@ from typing import Protocol
 
 from flashlet.model.executor import Executor
 from flashlet.serving.engine.block_manager import BlockManager
+from flashlet.serving.engine.calibration import Calibration
 from flashlet.serving.engine.config import EngineConfig
+from flashlet.serving.engine.drafting import Drafter
+from flashlet.serving.engine.plan import Plan
 from flashlet.serving.engine.pooling import MeanPooling
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
-from flashlet.serving.engine.scheduler import Plan, Scheduler
+from flashlet.serving.engine.scheduler import Scheduler
 from flashlet.serving.engine.sequence import Sequence
 from flashlet.serving.engine.stats import EngineStats
+from flashlet.serving.engine.step_costs import StepCosts
 from flashlet.serving.engine.stop_checker import StopChecker, StreamDecoder
 from flashlet.serving.errors import (
     ContextLengthError,
@@ -47,9 +51,14 @@ class Engine:
 
     def __init__(self, executor: Executor, tokenizer: TextDecoding, config: EngineConfig) -> None:
         self.config = config
-        self.scheduler = Scheduler(
-            config, BlockManager(executor.num_blocks, executor.block_size, config.enable_prefix_cache)
-        )
+        blocks = BlockManager(executor.num_blocks, executor.block_size, config.enable_prefix_cache)
+        self._drafter: Drafter | None = None
+        self._calibration: Calibration | None = None
+        if config.draft != "none":
+            costs = StepCosts()
+            self._drafter = Drafter(costs, executor.max_draft_tokens if config.draft == "auto" else 0)
+            self._calibration = Calibration(executor, blocks, costs, config.max_step_tokens)
+        self.scheduler = Scheduler(config, blocks, self._drafter)
         self.healthy = True
         self._executor = executor
         self._tokenizer = tokenizer
@@ -66,6 +75,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether any sequence runs or waits."""
         return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def is_calibrating(self) -> bool:
+        """Whether `step` has something to measure, even without sequences."""
+        return self._calibration is not None and not self._calibration.done
 
     @property
     def max_model_len(self) -> int:
@@ -110,21 +124,20 @@ class Engine:
 
     def step(self) -> list[SequenceEvent]:
         """Advance by one step. If it fails, every running sequence ends with EngineFailedError."""
+        if self._calibration is not None and not self._calibration.done:
+            self._calibration.advance()
         if not self.has_work:
             return []
         started = time.perf_counter()
         plan = Plan()
         try:
             plan = self.scheduler.schedule()
-            outputs = self._executor.execute(plan.step)
+            outputs = self._executor.execute(plan.step())
             events = self.scheduler.update(plan, outputs)
         except Exception as error:
             return self._fail(error, plan)
         self._failures = 0
-        self._measure(
-            time.perf_counter() - started,
-            sum(not isinstance(event, TokenEvent) or event.finish_reason is not None for _, event in events),
-        )
+        self._measure(time.perf_counter() - started, plan, events)
         return [*events]
 
     def stats(self) -> EngineStats:
@@ -134,6 +147,7 @@ class Engine:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             kv_usage=scheduler.blocks.usage,
+            spec_speedup=1.0 if self._drafter is None else self._drafter.comparison.speedup,
             **asdict(scheduler.counters),
         )
 
@@ -141,7 +155,16 @@ class Engine:
         """AssertionError if blocks leaked or the books disagree."""
         self.scheduler.check_integrity()
 
-    def _measure(self, seconds: float, num_finished: int) -> None:
+    def _measure(
+        self, seconds: float, plan: Plan, events: list[tuple[Sequence, TokenEvent | RequestError]]
+    ) -> None:
+        """Learn from a step that took so long."""
+        finished = (
+            not isinstance(event, TokenEvent) or event.finish_reason is not None for _, event in events
+        )
+        num_finished = sum(finished)
+        if self._drafter is not None:
+            self._drafter.step_done(plan.parts, len(events), 1e3 * seconds)
         self._busy_seconds = self._busy_seconds * RATE_DECAY + seconds
         self._num_finished = self._num_finished * RATE_DECAY + num_finished
 
@@ -151,7 +174,7 @@ class Engine:
         self.healthy = self._failures < MAX_FAILURES
         logger.error("step failed (%d in a row)", self._failures, exc_info=error)
         # Those of the plan, too: one may have ended in this step, and its last event is lost.
-        ended = dict.fromkeys([*plan.sequences, *self.scheduler.running])
+        ended = dict.fromkeys([*(part.sequence for part in plan.parts), *self.scheduler.running])
         if not self.healthy:
             ended |= dict.fromkeys(self.scheduler.waiting)
         for sequence in ended:

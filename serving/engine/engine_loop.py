@@ -111,7 +111,13 @@ class EngineLoop:
     def _pick_up(self) -> bool:
         """Take the messages, sleeping while there is nothing to do; False when it is time to end."""
         with self._wakeup:
-            while not (self._stopping or self._submitted or self._cancelled or self.engine.has_work):
+            while not (
+                self._stopping
+                or self._submitted
+                or self._cancelled
+                or self.engine.has_work
+                or self.engine.is_calibrating
+            ):
                 self.engine.check_integrity()
                 self._tell_idle()
                 self._wakeup.wait()

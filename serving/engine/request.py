@@ -51,6 +51,8 @@ class TokenEvent:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     num_output_tokens: int = 0  # so far, this one included
+    num_accepted: int = 0  # of them, those that had been proposed
+    num_rejected: int = 0  # proposed tokens so far that were wrong
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = (
         None  # once, before the first token; entry 0 is None
     )

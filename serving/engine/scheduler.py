@@ -5,34 +5,17 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections import abc, deque
-from dataclasses import dataclass, field
 
-from flashlet.model.sampling import SampleRequest
-from flashlet.model.step import SequenceSlice, SliceOutput, Step
+from flashlet.model.sampling import TokenLogprobs
+from flashlet.model.step import SliceOutput
 from flashlet.serving.engine.block_manager import BlockManager
 from flashlet.serving.engine.config import EngineConfig
+from flashlet.serving.engine.drafting import Drafter
+from flashlet.serving.engine.plan import Part, Plan
 from flashlet.serving.engine.request import FinishReason, TokenEvent
 from flashlet.serving.engine.sequence import Sequence, SequenceStatus
 from flashlet.serving.engine.stats import Counters
 from flashlet.serving.errors import RequestError
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step, and parallel to its slices the sequences they belong to."""
-
-    slices: list[SequenceSlice] = field(default_factory=list)
-    sequences: list[Sequence] = field(default_factory=list)
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        """Let the step compute the next `num_tokens` tokens of `sequence`."""
-        self.slices.append(_next_slice(sequence, num_tokens))
-        self.sequences.append(sequence)
-
-    @property
-    def step(self) -> Step:
-        """The executor's view."""
-        return Step(self.slices)
 
 
 class Scheduler:
@@ -40,12 +23,14 @@ class Scheduler:
 
     Running sequences decode in every step. What the token budget leaves goes to prompt chunks, by rank: by
     priority, then first come first served. When blocks run out, the sequence of the last rank gives up its
-    blocks and waits to be recomputed; the first one always gets on, so each sequence ends.
+    blocks and waits to be recomputed; the first one always gets on, so each sequence ends. Proposed tokens
+    take what is left then.
     """
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
+    def __init__(self, config: EngineConfig, blocks: BlockManager, drafter: Drafter | None = None) -> None:
         self.config = config
         self.blocks = blocks
+        self.drafter = drafter
         self.waiting: deque[Sequence] = deque()  # in order of rank, like `running`
         self.running: list[Sequence] = []
         self.counters = Counters()
@@ -58,11 +43,13 @@ class Scheduler:
         """Decide one step. It is empty only if there is no sequence."""
         plan = Plan()
         self._schedule_decodes(plan)
-        budget = self.config.max_step_tokens - len(plan.slices)
-        if plan.slices:
+        budget = self.config.max_step_tokens - len(plan.parts)
+        if plan.parts:
             budget = min(budget, self.config.prefill_chunk)
         budget = self._schedule_prefills(plan, budget)
         self._admit(plan, budget)
+        if self.drafter is not None:
+            self._speculate(plan, self.drafter)
         return plan
 
     def update(
@@ -72,21 +59,22 @@ class Scheduler:
         now = time.perf_counter()
         events: list[tuple[Sequence, TokenEvent | RequestError]] = []
         self.counters.steps += 1
-        for sequence, piece, output in zip(plan.sequences, plan.slices, outputs, strict=True):
-            sequence.num_computed += len(piece.token_ids)
-            if sequence.pooling is None:  # a pile of documents shall not drive prompts from the cache
-                self.blocks.register(sequence)
-            else:
+        for part, output in zip(plan.parts, outputs, strict=True):
+            sequence = part.sequence
+            self._advance(sequence, part.num_tokens)
+            if sequence.pooling is not None:
                 assert output.features is not None
                 sequence.pooling.push(output.features)
             if sequence.prompt_scores is not None:
                 sequence.prompt_scores.extend(output.target_logprobs)
+            if self.drafter is not None:
+                self.drafter.learn(part, output)
             if sequence.num_uncomputed:
                 continue
             if sequence.reads_whole_prompt or sequence.max_tokens == 0:
                 events.append((sequence, self._end_of_prompt(sequence)))
-            if piece.samples:
-                events.append((sequence, self._append_token(sequence, output, now)))
+            if part.samples:
+                events += [(sequence, event) for event in self._append_tokens(part, output, now)]
         return events
 
     def remove(self, sequence: Sequence) -> None:
@@ -157,6 +145,20 @@ class Scheduler:
                 self.counters.prefix_queries += sequence.num_prompt_tokens
                 self.counters.prefix_hits += sequence.num_cached_tokens
 
+    def _speculate(self, plan: Plan, drafter: Drafter) -> None:
+        """Let decoding sequences bring proposals, as far as tokens and blocks are left."""
+        drafter.plan(plan.parts, self.config.max_step_tokens - plan.num_rows)
+        for part in plan.parts:
+            if part.proposed:
+                part.proposed = part.proposed[: self.blocks.num_spare_slots(part.sequence)]
+                self.blocks.append(part.sequence, len(part.proposed))
+
+    def _advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count `num_tokens` more tokens as computed."""
+        sequence.num_computed += num_tokens
+        if sequence.pooling is None:  # a pile of documents shall not drive prompts from the cache
+            self.blocks.register(sequence)
+
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempt until `sequence` can hold its last token; False if it had to give way itself."""
         while not self.blocks.can_append(sequence):
@@ -172,6 +174,8 @@ class Scheduler:
         self.blocks.free(sequence)
         sequence.num_computed = 0
         sequence.status = SequenceStatus.WAITING
+        if sequence.draft is not None:
+            sequence.draft.forget()
         if sequence.prompt_scores is not None:
             sequence.prompt_scores.clear()
         if sequence.pooling is not None:
@@ -198,9 +202,29 @@ class Scheduler:
             embedding=embedding,
         )
 
-    def _append_token(self, sequence: Sequence, output: SliceOutput, now: float) -> TokenEvent | RequestError:
-        """Append the sampled token and end the sequence if that was its last, or if its constraint fails."""
-        (token_id,) = output.token_ids
+    def _append_tokens(self, part: Part, output: SliceOutput, now: float) -> list[TokenEvent | RequestError]:
+        """Append the accepted proposals and the token after them, up to one that ends the sequence."""
+        sequence, num_accepted = part.sequence, len(output.token_ids) - 1
+        if part.proposed:
+            self.counters.count_draft(len(part.proposed), num_accepted)
+        events: list[TokenEvent | RequestError] = []
+        for index, token_id in enumerate(output.token_ids):
+            if index > 0:
+                self._advance(sequence, 1)  # the token before was proposed, and so has been computed
+            if index < num_accepted:
+                sequence.num_accepted += 1
+            else:
+                sequence.num_rejected += len(part.proposed) - num_accepted
+            events.append(self._append_token(sequence, token_id, output.logprobs[index : index + 1], now))
+            if sequence.is_finished:
+                return events
+        self.blocks.trim(sequence)
+        return events
+
+    def _append_token(
+        self, sequence: Sequence, token_id: int, logprobs: abc.Sequence[TokenLogprobs], now: float
+    ) -> TokenEvent | RequestError:
+        """Append `token_id` and end the sequence if that was its last, or if its constraint fails."""
         if sequence.constraint is not None:
             try:
                 sequence.constraint.push(token_id)
@@ -218,45 +242,15 @@ class Scheduler:
         return TokenEvent(
             token_id=token_id,
             text=text,
-            logprobs=output.logprobs[0] if output.logprobs else None,
+            logprobs=logprobs[0] if logprobs else None,
             finish_reason=reason,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=sequence.num_output_tokens,
+            num_accepted=sequence.num_accepted,
+            num_rejected=sequence.num_rejected,
         )
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:
     return sequence.rank
-
-
-def _next_slice(sequence: Sequence, num_tokens: int) -> SequenceSlice:
-    """Describe the next `num_tokens` uncomputed tokens of `sequence` to the executor."""
-    start = sequence.num_computed
-    end = start + num_tokens
-    scored = sequence.prompt_scores is not None
-    return SequenceSlice(
-        token_ids=sequence.tokens[start:end],
-        start=start,
-        block_table=sequence.block_table,
-        samples=(_sample_request(sequence),) if end == len(sequence.tokens) and sequence.max_tokens else (),
-        logprob_targets=sequence.tokens[start + 1 : end + 1] if scored else (),
-        num_top_logprobs=sequence.request.prompt_logprobs or 0 if scored else 0,
-        features=() if sequence.pooling is None else (sequence.pooling.feature,),
-    )
-
-
-def _sample_request(sequence: Sequence) -> SampleRequest:
-    """Ask for the token after the last one; everything in it follows from the prefix and the request."""
-    request = sequence.request
-    history = request.sampling.needs_history
-    constraint = sequence.constraint
-    held_back = constraint is None and sequence.num_output_tokens < request.min_tokens
-    return SampleRequest(
-        params=request.sampling,
-        position=len(sequence.tokens),
-        prompt=request.prompt if history else (),
-        output=sequence.output if history else (),
-        suppressed=sequence.stop_token_ids if held_back else (),
-        allowed=None if constraint is None else constraint.masks(())[0],
-    )

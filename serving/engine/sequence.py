@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from flashlet.model.sampling import TokenLogprobs
 from flashlet.serving.engine.constraint import TokenConstraint
 from flashlet.serving.engine.pooling import MeanPooling
 from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.engine.stop_checker import StopChecker
+
+if TYPE_CHECKING:
+    from flashlet.serving.engine.sequence_draft import SequenceDraft
 
 
 class SequenceStatus(Enum):
@@ -35,9 +39,9 @@ class Sequence:
     """State of one sequence; each field has one writer."""
 
     __slots__ = (
-        "block_hashes", "block_table", "constraint", "index", "max_tokens", "num_cached_tokens",
-        "num_computed", "num_registered_blocks", "pooling", "prompt_scores", "request", "status",
-        "stop_checker", "stop_token_ids", "times", "tokens",
+        "block_hashes", "block_table", "constraint", "draft", "index", "max_tokens", "num_accepted",
+        "num_cached_tokens", "num_computed", "num_registered_blocks", "num_rejected", "pooling",
+        "prompt_scores", "request", "status", "stop_checker", "stop_token_ids", "times", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +68,10 @@ class Sequence:
         self.prompt_scores: list[TokenLogprobs] | None = None if request.prompt_logprobs is None else []
         self.pooling = pooling  # of the prompt's hidden states; None: not wanted, or delivered
         self.times = SequenceTimes()
+        self.num_accepted = 0  # output tokens that were proposed
+        self.num_rejected = 0  # proposed tokens that were wrong
+        # written by the drafter
+        self.draft: SequenceDraft | None = None
         # written by the block manager
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of the leading full blocks of `tokens`

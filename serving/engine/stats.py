@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -15,6 +15,20 @@ class Counters:
     prefix_hits: int = 0  # prompt tokens found there
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    drafts: int = 0  # times that proposed tokens were verified
+    draft_tokens: int = 0  # tokens proposed
+    accepted_tokens: int = 0  # of them, those that were right
+    accepted_per_position: list[int] = field(default_factory=list)  # drafts right up to here, and longer
+
+    def count_draft(self, num_proposed: int, num_accepted: int) -> None:
+        """One sequence's proposals were verified."""
+        self.drafts += 1
+        self.draft_tokens += num_proposed
+        self.accepted_tokens += num_accepted
+        per_position = self.accepted_per_position
+        per_position.extend([0] * (num_proposed - len(per_position)))
+        for position in range(num_accepted):
+            per_position[position] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +44,8 @@ class EngineStats:
     prefix_hits: int
     prompt_tokens: int
     generation_tokens: int
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_per_position: list[int]
+    spec_speedup: float  # measured; see live_comparison.py

@@ -47,19 +47,29 @@ def toy_config(context_length: int) -> ModelConfig:
 class ToyExecutor:
     """Keeps (token, position) in each slot, and hashes what it reads back through the block table.
 
-    A wrong table, a stale block or a token that was never computed changes the output or fails.
+    A wrong table, a stale block or a token that was never computed changes the output or fails. Its draft
+    model is right with probability `accuracy`, and checks that it has followed without a gap.
     """
 
     name = "toy"
 
-    def __init__(self, num_blocks: int = 64, block_size: int = 4, context_length: int = 128) -> None:
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        context_length: int = 128,
+        max_draft_tokens: int = 0,
+        accuracy: float = 0.0,
+    ) -> None:
         self.config = toy_config(context_length)
         self.num_blocks = num_blocks
-        self.max_draft_tokens = 0
+        self.max_draft_tokens = max_draft_tokens
+        self.accuracy = accuracy
         self.block_size = block_size
         self.steps: list[Step] = []
         self.before_step: Callable[[Step], None] = lambda step: None
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
+        self._followed: set[int] = set()  # slots whose tokens the draft model has seen
 
     def execute(self, step: Step) -> Sequence[SliceOutput]:
         assert step.slices
@@ -67,8 +77,10 @@ class ToyExecutor:
         self.steps.append(Step(copies))
         self.before_step(step)
         for piece in step.slices:
-            for position, token_id in enumerate(piece.token_ids, piece.start):
-                self._slots[self._slot(piece, position)] = (token_id, position)
+            for position, token_id in enumerate([*piece.token_ids, *piece.proposed], piece.start):
+                slot = self._slot(piece, position)
+                self._slots[slot] = (token_id, position)
+                self._followed.discard(slot)
         return [self._output(piece) for piece in step.slices]
 
     def close(self) -> None:
@@ -88,13 +100,43 @@ class ToyExecutor:
             self._score(context[: piece.start + i + 1], target, piece.num_top_logprobs)
             for i, target in enumerate(piece.logprob_targets)
         )
-        if not piece.samples:
-            return SliceOutput(target_logprobs=targets)
-        assert piece.samples[0].position == end
-        token_id = self._choose(context, piece.samples[0])
-        wanted = piece.samples[0].params.logprobs
-        logprobs = () if wanted is None else (self._score(context, token_id, wanted),)
-        return SliceOutput((token_id,), logprobs, targets)
+        tokens, logprobs = self._verify(piece, context)
+        return SliceOutput(tuple(tokens), tuple(logprobs), targets, self._draft(piece, context, tokens))
+
+    def _verify(self, piece: SequenceSlice, context: list[int]) -> tuple[list[int], list[TokenLogprobs]]:
+        tokens, logprobs = [], []
+        assert not piece.samples or len(piece.samples) == 1 + len(piece.proposed)
+        for i, sample in enumerate(piece.samples):
+            prefix = [*context, *tokens]
+            assert sample.position == len(prefix)
+            tokens.append(self._choose(prefix, sample))
+            if sample.params.logprobs is not None:
+                logprobs.append(self._score(prefix, tokens[-1], sample.params.logprobs))
+            if i < len(piece.proposed) and piece.proposed[i] != tokens[-1]:
+                break
+        return tokens, logprobs
+
+    def _draft(self, piece: SequenceSlice, context: list[int], tokens: list[int]) -> tuple[int, ...]:
+        if piece.draft is None:
+            return ()
+        assert self.max_draft_tokens >= piece.draft.num_tokens
+        assert (piece.draft.next_token is None) == bool(piece.samples)
+        known = [*context, *tokens]
+        slots = [self._slot(piece, position) for position in range(len(known) - bool(tokens))]
+        assert self._followed.issuperset(slots[piece.draft.start : piece.start]), (
+            "the draft missed some tokens"
+        )
+        self._followed.update(slots[piece.start :])
+        proposed: list[int] = []
+        for _ in range(piece.draft.num_tokens):
+            prefix = [*known, *proposed]
+            sample = piece.samples[-1]
+            if sample.params.needs_history:
+                sample = dataclasses.replace(sample, output=prefix[len(sample.prompt) :])
+            token_id = self._choose(prefix, sample)
+            right = _hash(("draft", prefix)) % 1000 < 1000 * self.accuracy
+            proposed.append(token_id if right else ALPHABET[0])
+        return tuple(proposed)
 
     def _choose(self, context: list[int], sample: SampleRequest) -> int:
         params = sample.params
@@ -150,7 +192,8 @@ class Answer:
 
     def visible(self) -> list[TokenEvent]:
         """All that may not depend on other requests."""
-        return [dataclasses.replace(event, num_cached_tokens=0) for event in self.events]
+        own = {"num_cached_tokens": 0, "num_accepted": 0, "num_rejected": 0}
+        return [dataclasses.replace(event, **own) for event in self.events]
 
 
 def make_engine(executor: ToyExecutor | None = None, **options: Any) -> Engine:

@@ -1,0 +1,75 @@
+"""How often proposed tokens turn out right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Prior(Protocol):
+    """What is believed before anything was tried."""
+
+    def rate(self, index: int) -> float:
+        """Probability for `index`, 0 to 1."""
+
+
+class FixedPrior:
+    """Rates that were guessed."""
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        self._rates = rates
+
+    def rate(self, index: int) -> float:
+        """The guess for `index`; the last one holds for all beyond."""
+        return self._rates[min(index, len(self._rates) - 1)]
+
+
+class Acceptance:
+    """Success rates by index (a position, or the length of a match), where the latest trials count most.
+
+    A rate is that of the decayed counts and of `weight` imagined trials that went as `prior` says.
+    """
+
+    def __init__(self, size: int, prior: Prior, weight: float, decay: float, fading: float) -> None:
+        self._trials = [0.0] * size
+        self._hits = [0.0] * size
+        self._prior = prior
+        self._weight = weight
+        self._decay = decay  # of the counts, per trial
+        self._fading = fading  # of the counts, per step in which nothing is tried
+
+    def rate(self, index: int) -> float:
+        """Probability of success for `index`; the last one holds for all beyond."""
+        index = min(index, len(self._trials) - 1)
+        hits = self._hits[index] + self._weight * self._prior.rate(index)
+        return hits / (self._trials[index] + self._weight)
+
+    def record(self, index: int, *, hit: bool) -> None:
+        """Count one trial."""
+        index = min(index, len(self._trials) - 1)
+        self._trials[index] = self._trials[index] * self._decay + 1
+        self._hits[index] = self._hits[index] * self._decay + hit
+
+    def fade(self) -> None:
+        """Trust the counts a little less, so that what failed is tried again some time."""
+        self._trials = [count * self._fading for count in self._trials]
+        self._hits = [count * self._fading for count in self._hits]
+
+    def survival(self, first: int, count: int) -> list[float]:
+        """Probabilities that the first, the first two, ... of `count` proposals are right.
+
+        Proposal i succeeds, given those before it, as often as index `first + i` does.
+        """
+        survival: list[float] = []
+        alive = 1.0
+        for index in range(first, first + count):
+            alive *= self.rate(index)
+            survival.append(alive)
+        return survival
+
+    def score(self, first: int, proposed: Sequence[int], actual: Sequence[int]) -> None:
+        """Count the proposals up to the first wrong one, as far as it is known what came."""
+        for i, (guess, token_id) in enumerate(zip(proposed, actual, strict=False)):
+            self.record(first + i, hit=guess == token_id)
+            if guess != token_id:
+                return

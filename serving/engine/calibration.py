@@ -1,0 +1,78 @@
+"""Measures what decode steps cost, with made-up tokens in blocks that nobody uses."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from flashlet.model.executor import Executor
+from flashlet.model.sampling import SampleRequest, SamplingParams
+from flashlet.model.step import DraftRequest, SequenceSlice, Step
+from flashlet.serving.engine.block_manager import BlockManager
+from flashlet.serving.engine.step_costs import StepCosts
+
+logger = logging.getLogger(__name__)
+
+ROWS = (1, 4, 8, 16, 2, 3, 6, 12, 32)  # the coarse picture first
+REPEATS = 2
+SECONDS = 0.3  # in all; a slow model is measured in fewer places
+_TOKEN = 1  # any will do
+_GREEDY = SamplingParams(temperature=0)
+
+
+class Calibration:
+    """One short measurement at a time, so that a request that arrives meanwhile waits for one only."""
+
+    def __init__(self, executor: Executor, blocks: BlockManager, costs: StepCosts, max_rows: int) -> None:
+        self._executor = executor
+        self._blocks = blocks
+        self._costs = costs
+        self._seconds = 0.0
+        longest = min(max_rows, executor.config.context_length - 1)
+        rows = [count for count in ROWS if count <= longest] * REPEATS
+        # (rows, tokens to draft): the first warms up, drafts come once the row that they need is known.
+        drafts = [(1, executor.max_draft_tokens)] * REPEATS if executor.max_draft_tokens else []
+        points = [(count, 0) for count in rows]
+        self._todo = [(1, 0), *points[:2], *drafts, *points[2:]]
+        self._warm = False
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to measure."""
+        return not self._todo
+
+    def advance(self) -> None:
+        """Run the next measurement, unless too few blocks are empty. Call it between two steps."""
+        rows, drafted = self._todo.pop(0)
+        table = self._blocks.empty_blocks(self._blocks.blocks_for(rows + 1))
+        if table is None:
+            return
+        try:
+            seconds = self._run(rows, drafted, table)
+        except Exception:
+            logger.exception("there is no speculation: what steps cost could not be measured")
+            self._todo.clear()
+            return
+        self._seconds += seconds
+        if self._seconds > SECONDS and self._costs.known:
+            self._todo.clear()
+        if not self._warm:
+            self._warm = True
+        elif drafted:
+            self._costs.measured_draft(max(0.0, 1e3 * seconds - self._costs.ms(1)) / drafted)
+        else:
+            self._costs.measured(rows, 1e3 * seconds)
+
+    def _run(self, rows: int, drafted: int, table: list[int]) -> float:
+        """Seconds of a step that verifies `rows - 1` proposals and drafts `drafted` tokens."""
+        piece = SequenceSlice(
+            token_ids=(_TOKEN,),
+            start=0,
+            block_table=table,
+            samples=[SampleRequest(_GREEDY, position) for position in range(1, rows + 1)],
+            proposed=(_TOKEN,) * (rows - 1),
+            draft=DraftRequest(drafted, start=0) if drafted else None,
+        )
+        started = time.perf_counter()
+        self._executor.execute(Step([piece]))
+        return time.perf_counter() - started

@@ -1,0 +1,200 @@
+"""Speculation: who proposes which tokens of which sequences, as long as it is faster than not to.
+
+Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (2023). A proposal is right if
+it is the token that the sampler chooses, so that outputs do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+
+from flashlet.model.step import DraftRequest, SliceOutput
+from flashlet.serving.engine.acceptance import Acceptance, FixedPrior, Prior
+from flashlet.serving.engine.draft_widths import best_widths
+from flashlet.serving.engine.live_comparison import LiveComparison, Phase
+from flashlet.serving.engine.ngram_index import MAX_MATCH
+from flashlet.serving.engine.plan import Part
+from flashlet.serving.engine.sequence import Sequence
+from flashlet.serving.engine.sequence_draft import SequenceDraft
+from flashlet.serving.engine.step_costs import StepCosts
+
+MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
+MODEL_PRIOR = FixedPrior((0.6,))  # by position
+MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by length of the match
+QUIET = 16  # steps without drafting after which the draft model follows no longer
+NEARLY_SURE, WORTHWHILE = (
+    0.9,
+    1.02,
+)  # a proposal that good must make the step that much better, or none is made
+
+
+class Drafter:
+    """Fills in proposals and draft requests of planned steps, and learns from their results."""
+
+    def __init__(self, costs: StepCosts, max_model_tokens: int) -> None:
+        """`max_model_tokens`: what the draft model can propose at once; 0 without one."""
+        self.costs = costs
+        self.comparison = LiveComparison(costs)
+        self._max_model_tokens = max_model_tokens
+        self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
+        self._by_match = _shared_acceptance(MAX_MATCH + 1, MATCH_PRIOR)
+
+    def plan(self, parts: abc.Sequence[Part], free_rows: int) -> None:
+        """Decide proposals and draft requests of a step that has room for `free_rows` more rows."""
+        phase = self.comparison.phase if self.costs.known else Phase.OFF
+        if phase is Phase.OFF:
+            for part in parts:
+                if part.sequence.draft is not None:
+                    part.sequence.draft.forget()
+            return
+        if phase is not Phase.PLAIN:
+            self._propose(
+                [part for part in parts if part.decodes], sum(part.num_rows for part in parts), free_rows
+            )
+        if self._max_model_tokens:
+            self._request_drafts(parts, phase)
+
+    def learn(self, part: Part, output: SliceOutput) -> None:
+        """Compare proposals with what came; keep those for the next step."""
+        draft = part.sequence.draft
+        if draft is None or not part.samples:
+            return
+        for acceptance in (draft.by_position, self._by_position):
+            acceptance.score(0, draft.model_tokens, output.token_ids)
+        if draft.match is not None:
+            for acceptance in (draft.by_match, self._by_match):
+                acceptance.score(draft.match.length, draft.match.tokens, output.token_ids)
+        draft.match = None
+        draft.model_tokens = output.proposed
+
+    def step_done(self, parts: abc.Sequence[Part], num_tokens: int, ms: float) -> None:
+        """A planned step that gave `num_tokens` new tokens took so long, everything around it included."""
+        if not self.costs.known or not all(part.decodes for part in parts):
+            return
+        rows = sum(part.num_rows for part in parts)
+        drafted = [
+            part.draft.num_tokens for part in parts if part.draft is not None and part.draft.num_tokens
+        ]
+        if drafted:
+            self.costs.observe_draft(rows, len(drafted), sum(drafted), ms)
+        else:
+            self.costs.observe(rows, ms)
+        speculated = bool(drafted) or rows > len(parts)
+        self.comparison.step_done(len(parts), num_tokens, ms, speculated=speculated)
+
+    def _propose(self, decodes: list[Part], num_rows: int, free_rows: int) -> None:
+        """Let sequences bring as many proposals as pay, in a step of `num_rows` rows without them."""
+        if not decodes or free_rows <= 0:
+            return
+        # What the other rows cost is for prompts, not for these tokens.
+        others = self.costs.ms(num_rows) - self.costs.ms(len(decodes))
+
+        def cost(count: int) -> float:
+            return self.costs.ms(num_rows + count) - others
+
+        if not _could_pay(len(decodes), cost):
+            return
+        candidates = [self._candidate(part.sequence) for part in decodes]
+        widths = best_widths([curve for _, curve in candidates], len(decodes), cost, free_rows)
+        for part, (proposed, _), width in zip(decodes, candidates, widths, strict=True):
+            part.proposed = proposed[:width]
+
+    def _candidate(self, sequence: Sequence) -> tuple[list[int], list[float]]:
+        """What could be proposed for `sequence`, and the chances of its first 1, 2, ... tokens."""
+        if sequence.request.draft == "none":
+            return [], []
+        draft = self._draft_of(sequence)
+        draft.look_up(sequence, MAX_NGRAM_TOKENS)
+        return draft.best(sequence, sequence.max_tokens - sequence.num_output_tokens - 1)
+
+    def _request_drafts(self, parts: abc.Sequence[Part], phase: Phase) -> None:
+        """Ask the draft model for proposals for the next step where they should pay, or else to follow."""
+        sampling = [part for part in parts if part.samples]
+        curves = [self._model_curve(part.sequence) for part in sampling]
+        widths = [0] * len(sampling)
+        if phase is Phase.SPECULATE and any(curves):
+            widths = self._drafting_widths(curves)
+            self._count_quiet(sampling, curves, widths)
+        for part, width in zip(sampling, widths, strict=True):
+            draft = part.sequence.draft
+            if width or (draft and draft.followed_from is not None and draft.num_quiet < QUIET):
+                self._follow(part, width)
+        if len(sampling) < len(parts) and self._model_pays(len(parts)):
+            for part in parts:
+                if not part.samples and part.sequence.max_tokens and part.sequence.request.draft == "auto":
+                    self._follow(part, 0)
+        for part in parts:
+            if part.draft is None and part.sequence.draft is not None:
+                part.sequence.draft.followed_from = None
+
+    def _count_quiet(
+        self, sampling: list[Part], curves: list[list[float]], widths: abc.Sequence[int]
+    ) -> None:
+        """Where drafting does not seem to pay, let what speaks against it fade."""
+        if not any(widths):
+            self._by_position.fade()
+        for part, curve, width in zip(sampling, curves, widths, strict=True):
+            if curve:
+                draft = self._draft_of(part.sequence)
+                draft.num_quiet = 0 if width else draft.num_quiet + 1
+                if not width:
+                    draft.by_position.fade()
+
+    def _follow(self, part: Part, num_tokens: int) -> None:
+        """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""
+        sequence = part.sequence
+        draft = self._draft_of(sequence)
+        if draft.followed_from is None:
+            draft.followed_from = sequence.num_computed
+        end = sequence.num_computed + part.num_tokens
+        next_token = sequence.tokens[end] if end < len(sequence.tokens) else None
+        part.draft = DraftRequest(num_tokens, draft.followed_from, next_token)
+
+    def _model_curve(self, sequence: Sequence) -> list[float]:
+        """Chances of the draft model's next proposals for `sequence`; empty where it is not to propose."""
+        if sequence.request.draft != "auto":
+            return []
+        draft = self._draft_of(sequence)
+        useful = (
+            sequence.max_tokens - sequence.num_output_tokens - 2
+        )  # behind this step's token and the next's
+        if draft.uses_match or useful <= 0:
+            return []
+        return draft.by_position.survival(0, min(self._max_model_tokens, useful))
+
+    def _drafting_widths(self, curves: list[list[float]]) -> list[int]:
+        """Tokens to draft for each sequence, given that the next step verifies them."""
+        num_sequences = len(curves)
+        per_token = self.costs.draft_ms(sum(map(bool, curves)))
+
+        def cost(count: int) -> float:
+            return self.costs.ms(num_sequences + count) + count * per_token
+
+        return best_widths(curves, num_sequences, cost, num_sequences * self._max_model_tokens)
+
+    def _model_pays(self, num_sequences: int) -> bool:
+        """Whether the draft model would be asked for anything if so many sequences decoded."""
+        curve = self._by_position.survival(0, self._max_model_tokens)
+        return any(self._drafting_widths([curve] * num_sequences))
+
+    def _draft_of(self, sequence: Sequence) -> SequenceDraft:
+        """State of `sequence`, made when it is first needed."""
+        if sequence.draft is None:
+            sequence.draft = SequenceDraft(
+                Acceptance(
+                    max(1, self._max_model_tokens), self._by_position, weight=3, decay=0.95, fading=0.99
+                ),
+                Acceptance(MAX_MATCH + 1, self._by_match, weight=3, decay=0.95, fading=0.99),
+            )
+        return sequence.draft
+
+
+def _shared_acceptance(size: int, prior: Prior) -> Acceptance:
+    """Of all sequences together, which is what is believed about a new one."""
+    return Acceptance(size, prior, weight=8, decay=0.995, fading=0.999)
+
+
+def _could_pay(num_sequences: int, cost: abc.Callable[[int], float]) -> bool:
+    """Whether there is any use in proposals, however good: under load there is not."""
+    least = WORTHWHILE * num_sequences / cost(0)
+    return any((num_sequences + NEARLY_SURE * count) / cost(count) > least for count in (1, 2, 3, 7, 15))

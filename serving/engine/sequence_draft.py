@@ -1,0 +1,64 @@
+"""What the drafter knows about one sequence."""
+
+from __future__ import annotations
+
+from flashlet.serving.engine.acceptance import Acceptance
+from flashlet.serving.engine.ngram_index import Match, NgramIndex
+from flashlet.serving.engine.sequence import Sequence
+
+
+class SequenceDraft:
+    """Proposals for the next tokens of a sequence, and how good earlier ones were."""
+
+    __slots__ = (
+        "by_match", "by_position", "followed_from", "index", "match", "model_tokens", "num_quiet",
+        "uses_match",
+    )  # fmt: skip
+
+    def __init__(self, by_position: Acceptance, by_match: Acceptance) -> None:
+        self.by_position = by_position  # of the draft model's proposals
+        self.by_match = by_match  # of the n-grams', by length of the match
+        self.index = NgramIndex()
+        self.match: Match | None = None  # what the n-grams say about the tokens of this step
+        self.model_tokens: tuple[int, ...] = ()  # what the draft model says about them
+        self.uses_match = False  # whether n-grams were better in this step
+        self.followed_from: int | None = None  # the draft model has seen everything since this position
+        self.num_quiet = 0  # steps in a row in which drafting did not seem to pay
+
+    def forget(self) -> None:
+        """The sequence will be computed again: what the executor had for it is gone."""
+        self.match = None
+        self.model_tokens = ()
+        self.followed_from = None
+
+    def look_up(self, sequence: Sequence, count: int) -> None:
+        """Let the n-grams propose `count` tokens."""
+        self.index.extend(sequence.tokens)
+        self.match = self.index.find(sequence.tokens, count)
+
+    def best(self, sequence: Sequence, limit: int) -> tuple[list[int], list[float]]:
+        """At most `limit` proposals of the better source, and the chances that the first 1, 2, ... are right.
+
+        The sources are compared over as many tokens as both propose.
+        """
+        ours = self._useful(sequence, self.model_tokens, limit)
+        curve = self.by_position.survival(0, len(ours))
+        self.uses_match = False
+        if self.match is not None:
+            theirs = self._useful(sequence, self.match.tokens, limit)
+            other = self.by_match.survival(self.match.length, len(theirs))
+            both = min(len(ours), len(theirs))
+            if sum(other[:both]) >= sum(curve[:both]):
+                self.uses_match = True
+                return theirs, other
+        return ours, curve
+
+    @staticmethod
+    def _useful(sequence: Sequence, proposed: tuple[int, ...] | list[int], limit: int) -> list[int]:
+        """Nothing is worth proposing behind a token that ends the sequence."""
+        useful: list[int] = []
+        for token_id in proposed[: max(limit, 0)]:
+            useful.append(token_id)
+            if token_id in sequence.stop_token_ids:
+                break
+        return useful

@@ -1,0 +1,92 @@
+"""What a decode step costs by its number of rows, in milliseconds."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from statistics import median_low
+
+RECENT = 7  # steps whose median counts: a few slow ones change nothing
+STALE = 512  # observations after which a row count is taken to have changed as the others did
+
+
+class _Samples:
+    """The latest observations of one thing."""
+
+    __slots__ = ("last", "median", "values")
+
+    def __init__(self) -> None:
+        self.values: deque[float] = deque(maxlen=RECENT)
+        self.median = 0.0
+        self.last = 0  # number of the latest observation
+
+    def add(self, value: float, number: int) -> None:
+        self.values.append(value)
+        self.median = median_low(self.values)
+        self.last = number
+
+
+class StepCosts:
+    """Measured at the start (see calibration.py), then followed step by step, because it changes with the
+    length of the contexts and with what else the machine does.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[int] = []  # measured at the start, ascending
+        self._base: list[float] = []  # ms, parallel to it
+        self._draft_base = 0.0  # ms per drafted token
+        self._live: dict[int, _Samples] = {}  # by rows
+        self._live_draft: dict[int, _Samples] = {}  # ms per drafted token, by drafting sequences
+        self._drift = _Samples()  # of now and then: ms of a step / what it cost at the start
+        self._number = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return len(self._rows) > 1
+
+    def measured(self, rows: int, ms: float) -> None:
+        """Take a measurement of the start; of several the best counts."""
+        at = bisect_left(self._rows, rows)
+        if at < len(self._rows) and self._rows[at] == rows:
+            self._base[at] = min(self._base[at], ms)
+        else:
+            self._rows.insert(at, rows)
+            self._base.insert(at, ms)
+
+    def measured_draft(self, ms: float) -> None:
+        """Take a measurement of one drafted token at the start."""
+        self._draft_base = min(self._draft_base or ms, ms)
+
+    def observe(self, rows: int, ms: float) -> None:
+        """A decode step of so many rows, without drafting, took so long."""
+        self._number += 1
+        self._live.setdefault(rows, _Samples()).add(ms, self._number)
+        self._drift.add(ms / self._base_ms(rows), self._number)
+
+    def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
+        """A decode step in which sequences drafted so many tokens in all took so long."""
+        self._number += 1
+        per_token = max(0.0, ms - self.ms(rows)) / num_tokens
+        self._live_draft.setdefault(num_sequences, _Samples()).add(per_token, self._number)
+
+    def ms(self, rows: int) -> float:
+        """Milliseconds of a decode step."""
+        live = self._live.get(rows)
+        if live is not None and self._number - live.last <= STALE:
+            return live.median
+        return self._base_ms(rows) * (self._drift.median or 1.0)
+
+    def draft_ms(self, num_sequences: int) -> float:
+        """Milliseconds of one drafted token when so many sequences draft."""
+        live = self._live_draft.get(num_sequences)
+        if live is not None and self._number - live.last <= STALE:
+            return live.median
+        return self._draft_base * (self._drift.median or 1.0)
+
+    def _base_ms(self, rows: int) -> float:
+        """What was measured at the start, on straight lines between and beyond."""
+        at = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
+        left, right = self._rows[at - 1], self._rows[at]
+        slope = (self._base[at] - self._base[at - 1]) / (right - left)
+        return max(self._base[at - 1] + slope * (rows - left), 1e-3)

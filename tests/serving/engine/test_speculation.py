@@ -1,0 +1,174 @@
+"""Proposals change how soon tokens come, never which."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from flashlet.model.sampling import SamplingParams
+from flashlet.serving.engine.engine import Engine
+from flashlet.serving.engine.live_comparison import LiveComparison
+from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+from flashlet.serving.engine.step_costs import StepCosts
+
+ROUNDS = 24
+
+
+class AnyCosts(StepCosts):
+    """Rows cost nothing; or, with `rng`, anything, so that the drafter does anything."""
+
+    known = True
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def ms(self, rows: int) -> float:
+        return 1e6 if self._rng is None else 1e6 * self._rng.uniform(0.5, 1.5)
+
+    def draft_ms(self, num_sequences: int) -> float:
+        return 0.0 if self._rng is None else 1e6 * self._rng.uniform(0.0, 0.4)
+
+    def observe(self, rows: int, ms: float) -> None:
+        pass
+
+    def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
+        pass
+
+
+def speculating(engine: Engine, costs: StepCosts | None = None) -> Engine:
+    """The same engine, with other costs than those measured."""
+    drafter = engine.scheduler.drafter
+    assert drafter is not None
+    while engine.is_calibrating:
+        engine.step()
+    drafter.costs = costs or AnyCosts()
+    drafter.comparison = LiveComparison(drafter.costs)
+    return engine
+
+
+def request(prompt: bytes = b"hello", max_tokens: int | None = 40, **options: object) -> GenerationRequest:
+    options = {"ignore_eos": True, **options}
+    return GenerationRequest(tuple(prompt), max_tokens=max_tokens, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_events_are_those_without_proposals(toy: SimpleNamespace, seed: int) -> None:
+    rng = random.Random(f"speculation {seed}")
+    executor = toy.Executor(
+        num_blocks=rng.choice([18, 24, 40]),
+        block_size=rng.choice([3, 4]),
+        context_length=72,
+        max_draft_tokens=rng.choice([0, 1, 3, 5]),
+        accuracy=rng.choice([0.0, 0.6, 0.9, 1.0]),
+    )
+    engine = toy.engine(
+        executor,
+        draft=rng.choice(["auto", "auto", "ngram"]),
+        max_sequences=rng.choice([1, 4, 16]),
+        max_step_tokens=rng.choice([16, 40]),
+        prefill_chunk=rng.choice([1, 5, 16]),
+        enable_prefix_cache=seed % 5 != 0,
+    )
+    speculating(engine, AnyCosts(rng if seed % 2 else None))
+    prefixes = [tuple(rng.choices(b"abcdefgh", k=n)) for n in (8, 13, 24)]
+    requests = [toy.random_request(rng, prefixes, longest=engine.max_model_len) for _ in range(48)]
+    answers = {engine.submit(r): toy.Answer() for r in requests[:32]}
+    late = requests[32:]
+    cancelled = set()
+    while engine.has_work or late:
+        for sequence, event in engine.step():
+            assert isinstance(event, TokenEvent) and sequence not in cancelled
+            answers[sequence].events.append(event)
+        if rng.random() < 0.06:
+            victim = rng.choice([*answers])
+            if not victim.is_finished:
+                engine.cancel(victim)
+                cancelled.add(victim)
+        if late and rng.random() < 0.2:
+            answers[engine.submit(late.pop())] = toy.Answer()
+        engine.check_integrity()
+    for sequence, answer in answers.items():
+        expected = toy.run_alone(sequence.request, engine.max_model_len).visible()
+        seen = answer.visible()
+        assert seen == (expected[: len(seen)] if sequence in cancelled else expected)
+    assert engine.stats().draft_tokens > 0
+    assert engine.stats().kv_usage == 0.0
+
+
+def test_a_perfect_draft_saves_steps_and_every_token_has_an_event(toy: SimpleNamespace) -> None:
+    executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
+    engine = speculating(toy.engine(executor, draft="auto"))
+    executor.steps.clear()
+    (answer,) = toy.run(engine, [request(b"hello", 61)])
+    assert answer.visible() == toy.run_alone(request(b"hello", 61), 128).visible()
+    assert [event.num_output_tokens for event in answer.events] == [*range(1, 62)]
+    assert len(executor.steps) < 30
+    stats, last = engine.stats(), answer.events[-1]
+    assert last.num_rejected == stats.draft_tokens - stats.accepted_tokens
+    assert 61 - len(executor.steps) == stats.accepted_tokens == last.num_accepted
+    assert stats.accepted_per_position[0] == stats.drafts >= stats.accepted_per_position[1]
+
+
+def test_a_useless_draft_is_asked_no_longer(toy: SimpleNamespace) -> None:
+    class Costs(AnyCosts):
+        def draft_ms(self, num_sequences: int) -> float:
+            return 1e5
+
+    executor = toy.Executor(max_draft_tokens=3, accuracy=0.0)
+    engine = speculating(toy.engine(executor, draft="auto"), Costs())
+    executor.steps.clear()
+    toy.run(engine, [request(b"hello", 100)])
+    asked = [bool(step.slices[0].draft and step.slices[0].draft.num_tokens) for step in executor.steps]
+    assert any(asked[:5]) and sum(asked) < 30
+    assert any(step.slices[0].draft is None for step in executor.steps)
+
+
+def test_a_run_is_cut_at_the_end_of_the_sequence(toy: SimpleNamespace) -> None:
+    """Stop strings, stop tokens and limits in the middle of accepted proposals."""
+    for options in ({"stop": ("a",)}, {"stop_token_ids": (98,)}, {"ignore_eos": False}):
+        for length in range(1, 24):
+            executor = toy.Executor(max_draft_tokens=5, accuracy=1.0)
+            engine = speculating(toy.engine(executor, draft="auto"))
+            wanted = request(bytes([97 + length]), length, **options)
+            (answer,) = toy.run(engine, [wanted])
+            assert answer.visible() == toy.run_alone(wanted, 128).visible()
+            assert engine.stats().generation_tokens == len(answer.tokens) <= length
+
+
+def test_proposals_never_preempt(toy: SimpleNamespace) -> None:
+    """Two sequences fill the pool exactly."""
+    executor = toy.Executor(num_blocks=16, max_draft_tokens=7, accuracy=0.5)
+    engine = speculating(toy.engine(executor, draft="auto", enable_prefix_cache=False))
+    toy.run(engine, [request(b"abcd", 28), request(b"efgh", 28)])
+    assert engine.stats().preemptions == 0
+
+
+def test_requests_choose_who_drafts(toy: SimpleNamespace) -> None:
+    for chosen in ("none", "ngram", "auto"):
+        executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
+        engine = speculating(toy.engine(executor, draft="auto"))
+        executor.steps.clear()
+        toy.run(engine, [request(b"abcabcabcabc", 60, draft=chosen)])
+        pieces = [step.slices[0] for step in executor.steps]
+        assert any(piece.proposed for piece in pieces) == (chosen != "none")
+        assert any(piece.draft for piece in pieces) == (chosen == "auto")
+
+
+def test_history_min_tokens_and_masks_hold_at_every_position(toy: SimpleNamespace) -> None:
+    executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
+    engine = speculating(toy.engine(executor, draft="auto"))
+    executor.steps.clear()
+    sampling = SamplingParams(frequency_penalty=0.5)
+    wanted = request(b"abc", 9, sampling=sampling, min_tokens=4, stop_token_ids=(5,), ignore_eos=False)
+    (answer,) = toy.run(engine, [wanted])
+    for step in executor.steps:
+        for i, sample in enumerate(step.slices[0].samples):
+            count = sample.position - 3
+            assert (sample.suppressed != ()) == (count < 4)
+            assert len(sample.output) == count
+            proposed = step.slices[0].proposed[:i]
+            assert [*sample.output[count - i :]] == [*proposed]
+    assert answer.visible() == toy.run_alone(wanted, 128).visible()
