@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -18,13 +19,17 @@ from flashlet.serving.api.files import files_router
 from flashlet.serving.api.health import health_router
 from flashlet.serving.api.middleware import ApiKeys, HeadRequests, RequestIds
 from flashlet.serving.api.models import models_router
+from flashlet.serving.api.openapi import DESCRIPTION, add_document
 from flashlet.serving.api.service import Service
 from flashlet.serving.api.tokens import tokens_router
 
 
 def build_api(service: Service) -> FastAPI:
     """The endpoints and their errors, open to whoever can call them."""
-    api = FastAPI(title="flashlet", version=version("flashlet"), redoc_url=None)
+    api = FastAPIOffline(
+        "/docs", None, title="flashlet", version=version("flashlet"), description=DESCRIPTION
+    )  # whose page needs nothing from elsewhere
+    add_document(api, service.config)
     for router in (
         chat_router,
         completions_router,

@@ -8,8 +8,8 @@ import msgspec
 from fastapi import Response
 
 from flashlet.serving.api.schema.base import AnswerModel
-from flashlet.serving.api.schema.errors import ErrorBody
 
+_SCHEMAS = "#/components/schemas/"
 _ERRORS = {
     400: "The request is malformed or unsupported; `param` names the field",
     401: "No valid key",
@@ -17,7 +17,7 @@ _ERRORS = {
     408: "The body did not arrive in time",
     413: "The body is too large",
     429: "The queue is full; `retry-after-ms` says when to try again",
-    500: "The engine failed",
+    500: "The engine failed; `x-should-retry` says whether another try can succeed",
     503: "The model is loading, or the server is shutting down",
 }
 
@@ -27,20 +27,32 @@ def json_response(content: Any) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries of errors."""
+    # By reference, because FastAPI builds a validator wherever a model is given.
+    content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}ErrorBody"}}}
+    return {status: {"content": content, "description": _ERRORS[status]} for status in statuses}
+
+
 def responses(
     answer: type[AnswerModel],
     chunk: type[AnswerModel] | None = None,
     errors: tuple[int, ...] = tuple(_ERRORS),
 ) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries of an endpoint. `chunk`: what each `data:` event of a streamed answer holds."""
-    # Only the default names the model, because FastAPI builds a validator wherever one does.
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-    documented: dict[int | str, dict[str, Any]] = {
-        status: {"content": content, "description": _ERRORS[status]} for status in errors
-    }
-    documented["default"] = {"model": ErrorBody, "description": "Any other error"}
+    documented = error_responses(*errors)
     documented[200] = {"model": answer, "description": "The answer"}
     if chunk is not None:
-        schema = {"type": "string", "description": f"`data:` events, each a {chunk.__name__}, then `[DONE]`."}
-        documented[200]["content"] = {"text/event-stream": {"schema": schema}}
+        documented[200]["content"] = {"text/event-stream": _events(chunk)}
     return documented
+
+
+def _events(chunk: type[AnswerModel]) -> dict[str, Any]:
+    """Describe a stream: OpenAPI 3.1 has no words for the items of one."""
+    return {
+        "schema": {
+            "type": "string",
+            "description": f"Events `data: {{...}}`, each a `{chunk.__name__}`, then `data: [DONE]`.",
+        },
+        "x-event-schema": {"$ref": f"{_SCHEMAS}{chunk.__name__}"},
+    }

@@ -17,13 +17,15 @@ from flashlet.serving.api.schema.tokens import (
 from flashlet.serving.api.service import Service
 from flashlet.serving.errors import InvalidRequestError
 
+ERRORS = (400, 401, 404, 408, 413, 500, 503)
+
 
 def tokens_router(service: Service) -> APIRouter:
     """The tokenizer's endpoints."""
     router = APIRouter(tags=["tokenizer"])
     json_router = APIRouter(route_class=json_route(service.config.max_body_bytes), tags=["tokenizer"])
 
-    @json_router.post("/tokenize", responses=responses(Tokens))
+    @json_router.post("/tokenize", responses=responses(Tokens, errors=ERRORS))
     async def tokenize(body: TokenizeRequest) -> Response:
         """Turn text into token ids."""
         model = service.model_for(body.model)
@@ -31,7 +33,7 @@ def tokens_router(service: Service) -> APIRouter:
         ids = await off_loop(len(body.prompt), lambda: model.tokenizer.encode(body.prompt, special))
         return json_response({"tokens": ids, "count": len(ids), "max_model_len": model.max_model_len})
 
-    @json_router.post("/detokenize", responses=responses(DetokenizedText))
+    @json_router.post("/detokenize", responses=responses(DetokenizedText, errors=ERRORS))
     async def detokenize(body: DetokenizeRequest) -> Response:
         """Turn token ids into text."""
         model = service.model_for(body.model)

@@ -17,7 +17,7 @@ class EmbeddingRequest(WireModel):
         json_schema_extra={
             "examples": [
                 {"input": "The cat sat on the mat."},
-                {"input": ["first text", "second text"], "encoding_format": "base64", "dimensions": 256},
+                {"input": ["first text", "second text"], "encoding_format": "base64"},
             ]
         }
     )

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
+from numpy.typing import NDArray
 
 from flashlet.model.chat_template import ChatTemplate
 from flashlet.model.config import ModelConfig, RopeConfig
@@ -76,11 +78,20 @@ class ScriptedExecutor:
             for i, target in enumerate(piece.logprob_targets)
         )
         if not piece.samples:
-            return SliceOutput(target_logprobs=targets)
+            return SliceOutput(target_logprobs=targets, features=self._features(piece, context))
         token_id = self._choose(context, piece.samples[0])
         wanted = piece.samples[0].params.logprobs
         logprobs = () if wanted is None else (self._score(token_id, wanted, context),)
         return SliceOutput((token_id,), logprobs, targets)
+
+    def _features(self, piece: SequenceSlice, context: list[int]) -> NDArray[np.float32] | None:
+        """Hidden states that are a hash of the context."""
+        if not piece.features:
+            return None
+        assert piece.features == (self.config.num_layers + 1,)
+        ends = range(piece.start + 1, len(context) + 1)
+        rows = [np.random.default_rng(context[:end]).normal(size=self.config.hidden_size) for end in ends]
+        return np.array(rows, np.float32)[:, None]
 
     def _choose(self, context: list[int], sample: SampleRequest) -> int:
         params = sample.params

@@ -123,6 +123,26 @@ def test_metrics(start_server: Callable[..., Server]) -> None:
     assert after["flashlet:inter_token_latency_seconds_sum"] > 0
 
 
+def test_speculation_is_counted(start_server: Callable[..., Server]) -> None:
+    server = start_server(engine={"draft": "ngram"})
+    drafter = server.service.model.engine_loop.engine.scheduler.drafter
+    drafter.comparison.step_done = lambda *args, **kwargs: None  # it never turns itself off
+    drafter.costs.ms = lambda rows: 1.0
+    body = {"prompt": "z z z z z z z z", "max_tokens": 9, "logit_bias": {"5": 100}}
+    usage = server.post("/v1/completions", **body).json()["usage"]
+    details = usage["completion_tokens_details"]
+    assert usage["completion_tokens"] == 9
+    after = samples(server)
+    assert after["flashlet:spec_decode_num_drafts_total"] >= 1
+    drafted = after["flashlet:spec_decode_num_draft_tokens_total"]
+    accepted = after["flashlet:spec_decode_num_accepted_tokens_total"]
+    assert drafted >= accepted >= details["accepted_prediction_tokens"]
+    assert details["rejected_prediction_tokens"] <= drafted - accepted
+    positions = [value for name, value in after.items() if "accepted_tokens_per_pos_total" in name]
+    assert sum(positions) == accepted
+    assert after["flashlet:spec_speedup_ratio"] > 0
+
+
 def test_histogram_buckets_are_cumulative() -> None:
     histogram = Histogram("x", "", (1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
@@ -133,7 +153,7 @@ def test_histogram_buckets_are_cumulative() -> None:
 
 def test_openapi_names_every_status(server: Server) -> None:
     document = httpx.get(server.url + "/openapi.json").json()
-    paths = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
+    paths = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
     for path in paths:
         operation = document["paths"][path]["post"]
         assert {"200", "400", "401", "404", "413", "429", "500", "503"} <= operation["responses"].keys()

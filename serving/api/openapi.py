@@ -1,0 +1,99 @@
+"""The OpenAPI document: what FastAPI finds out by itself, completed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from flashlet.serving.api.config import ServerConfig
+from flashlet.serving.api.middleware import OPEN_PATHS
+
+DESCRIPTION = """\
+An OpenAI-compatible server for small quantized language models.
+
+* A field that is not listed is refused with 400 and named in `param`; `null` is the same as no field.
+* Every error has the body `ErrorBody`. Every answer has a header `x-request-id`: the client's or a new one.
+* With `stream: true` an answer comes as server-sent events: `data:` lines of JSON, one per token, and
+  `data: [DONE]` at the end; comment lines (`:`) break long silences. What fails before the first token
+  is an ordinary error, what fails later an event with `error`.
+"""
+TAGS = {
+    "chat": "Conversations.",
+    "completions": "Plain text, and scores of given text.",
+    "embeddings": "Vectors of texts.",
+    "models": "What is served.",
+    "tokenizer": "Text to token ids and back.",
+    "files": "Input and output of batches.",
+    "batches": "Many requests in one file, run beside the live ones.",
+    "server": "For whoever watches the server.",
+}
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of this server."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key."},
+}
+HEADERS: dict[str, Any] = {
+    "x-request-id": {"description": "Names the request in logs.", "schema": {"type": "string"}},
+    "retry-after": {"description": "Seconds until another try makes sense.", "schema": {"type": "integer"}},
+    "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer"}},
+    "x-should-retry": {
+        "description": "Whether another try can succeed, for the OpenAI SDKs.",
+        "schema": {"type": "string", "enum": ["true", "false"]},
+    },
+}
+RETRIED = {"429", "500", "503"}
+SCHEMAS = "#/components/schemas/"
+
+
+def add_document(api: FastAPI, config: ServerConfig) -> None:
+    """Let `api` serve the completed document, made when it is first asked for."""
+    original = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            _complete(original(), config)
+        assert api.openapi_schema is not None
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _complete(document: dict[str, Any], config: ServerConfig) -> None:
+    """Add what FastAPI cannot know: keys, headers, and the schemas that only descriptions name."""
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own answers, which are never sent
+        schemas.pop(name, None)
+    schemas |= _further_schemas()
+    components["securitySchemes"] = SECURITY_SCHEMES
+    components["headers"] = HEADERS
+    used: set[str] = set()
+    for path, operation in _operations(document):
+        operation["responses"].pop("422", None)
+        for status, response in operation["responses"].items():
+            names = list(HEADERS) if status in RETRIED else ["x-request-id"]
+            response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        if path not in OPEN_PATHS:
+            keys: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]
+            operation["security"] = keys if config.api_keys else [*keys, {}]
+        used.update(operation.get("tags", ()))
+    document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items() if name in used]
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            yield path, operation
+
+
+def _further_schemas() -> dict[str, Any]:
+    from flashlet.serving.api.schema.chat import ChatChunk
+    from flashlet.serving.api.schema.completions import Completion
+    from flashlet.serving.api.schema.errors import ErrorBody
+
+    models = [(model, "serialization") for model in (ChatChunk, Completion, ErrorBody)]
+    _, document = models_json_schema(models, ref_template=SCHEMAS + "{model}")  # type: ignore[arg-type]
+    found: dict[str, Any] = document["$defs"]
+    return found
