@@ -1,0 +1,104 @@
+"""What an answer must match: a JSON schema, a regular expression, a list of choices, or a Lark grammar.
+
+Everything becomes Lark text in llguidance's dialect, so that one compiler and one set of limits serve all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flashlet.serving.engine.grammar_constraint import GrammarConstraint
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits
+
+MAX_SOURCE = 1 << 17  # characters
+
+# One space, or a line break and its indentation: a small model must not write white space for ever.
+JSON_WHITESPACE = r"( |\n {0,16})"
+
+# Without forced tokens, a mask's cost is bounded by the limits below, and text that looks like a special
+# token is never written as one. At the end, because the last of several directives wins.
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Source of a grammar; equal ones are compiled once. `compile` errors come from the compiler."""
+
+    lark: str
+    schema: str | None = None  # the JSON schema in it, to tell where it is wrong
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> Grammar:
+        """JSON that `schema` accepts; white space between tokens is optional and bounded."""
+        options = {"whitespace_pattern": JSON_WHITESPACE, "lenient": False, "coerce_one_of": False}
+        embedded = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+        return cls(f"start: %json {embedded}", json.dumps(schema, ensure_ascii=False))
+
+    @classmethod
+    def json_object(cls) -> Grammar:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def regex(cls, pattern: str) -> Grammar:
+        """A regular expression in Rust's syntax (no look-around, no back-references), matched as a whole."""
+        from llguidance import regex_to_lark
+
+        return cls(f"start: /{regex_to_lark(pattern, '')}/")
+
+    @classmethod
+    def choice(cls, choices: Iterable[str]) -> Grammar:
+        """One of several texts."""
+        alternatives = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return cls(f"start: CHOICE\nCHOICE: {alternatives}")
+
+    @property
+    def source(self) -> str:
+        """What llguidance compiles."""
+        return self.lark + _OPTIONS
+
+
+class CompiledGrammar:
+    """A grammar that is ready to be followed, for one vocabulary. Shared among sequences and threads."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self._matcher = matcher  # at the start; never advanced
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+
+    def constraint(
+        self, stop_token_ids: Sequence[int] = (), min_tokens: int = 0, put_off: Sequence[int] = ()
+    ) -> GrammarConstraint:
+        """A fresh constraint for one sequence.
+
+        Where the grammar can go on without them, `stop_token_ids` are not allowed among the first
+        `min_tokens` tokens, and those in `put_off` never.
+        """
+        return GrammarConstraint(
+            self._matcher.deep_copy(),
+            vocab_size=self._vocab_size,
+            eos_token_ids=self._eos_token_ids,
+            stop_token_ids=stop_token_ids,
+            min_tokens=min_tokens,
+            put_off=put_off,
+        )
+
+
+def parser_limits() -> LLParserLimits:
+    """Bounds on compilation and on every mask: in steps, not seconds, so that answers are reproducible."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=100_000,
+        step_max_items=25_000,
+        max_lexer_states=20_000,  # about 2 kB each, per sequence
+        max_grammar_size=100_000,
+        precompute_large_lexemes=False,  # costs time before the first token, and is not needed
+        verbose_errors=False,
+    )
