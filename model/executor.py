@@ -65,19 +65,23 @@ class Executor(Protocol):
         """Free threads and memory. Calling it twice is harmless."""
 
 
+def runs_natively(options: ExecutorOptions) -> bool:
+    """Whether `options` lead to the native executor."""
+    return options.backend != "torch" and _native_fits(options)
+
+
 def create_executor(path: Path, options: ExecutorOptions) -> Executor:
     """Load the model at `path` into the executor that `options` asks for.
 
     Backend auto is native for int8 weights on the CPU, else torch. Raises UnsupportedModelError for
     combinations that do not exist, MissingExtraError without torch, and what loading the weights raises.
     """
-    native_fits = options.weights == "int8" and options.kv_dtype != "fp32" and options.device == "cpu"
-    if options.backend == "native" and not native_fits:
+    if options.backend == "native" and not _native_fits(options):
         raise UnsupportedModelError(
             "the native backend runs int8 weights with int8 or fp16 KV on the CPU, got "
             f"{options.weights} weights with {options.kv_dtype} KV on {options.device}"
         )
-    if options.backend != "torch" and native_fits:
+    if runs_natively(options):
         from flashlet.model.executor_native import NativeExecutor
 
         return NativeExecutor(path, options)
@@ -86,3 +90,7 @@ def create_executor(path: Path, options: ExecutorOptions) -> Executor:
     from flashlet.model.executor_torch import TorchExecutor
 
     return TorchExecutor(path, options)
+
+
+def _native_fits(options: ExecutorOptions) -> bool:
+    return options.weights == "int8" and options.kv_dtype != "fp32" and options.device == "cpu"

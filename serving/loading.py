@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flashlet.model.chat_template import ChatTemplate
 from flashlet.model.config import ModelConfig
-from flashlet.model.executor import Backend, Executor, ExecutorOptions, KvDtype, WeightDtype, create_executor
+from flashlet.model.draft import find_draft
+from flashlet.model.errors import UnsupportedModelError
+from flashlet.model.executor import (
+    Backend,
+    Executor,
+    ExecutorOptions,
+    KvDtype,
+    WeightDtype,
+    create_executor,
+    runs_natively,
+)
 from flashlet.model.tokenizer import Tokenizer, load_tokenizer
 from flashlet.model.weight_cache import find_int8
 from flashlet.model.weights import open_weights
 from flashlet.serving.config import MemoryAmount
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.engine import Engine
+from flashlet.serving.engine.request import Drafting
 from flashlet.serving.memory import available_memory, plan_kv_cache
 
 BLOCK_ROUNDING = 64  # tokens per sequence: its last block may be nearly empty, and one more is shared
@@ -33,6 +44,7 @@ class LoadOptions:
     max_sequences: int = 64
     max_waiting: int = 256
     max_step_tokens: int = 512
+    draft: str = "auto"  # none, ngram, auto (n-grams, and the draft model if one is shipped), or a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +64,17 @@ def load_engine(path: Path, options: LoadOptions) -> LoadedEngine:
     Raises:
         FlashletError: the files are missing or damaged, something is not supported, or memory is short.
     """
+    executor_options = _executor_options(path, options)
+    drafting, draft = _choose_draft(path, options, executor_options)
     engine_config = EngineConfig(
         max_waiting=options.max_waiting,
         max_sequences=options.max_sequences,
         max_step_tokens=options.max_step_tokens,
+        draft=drafting,
         context_length=options.context_length,
     )
     tokenizer = load_tokenizer(path)
-    executor = create_executor(path, _executor_options(path, options))
+    executor = create_executor(path, replace(executor_options, draft=draft))
     return LoadedEngine(
         engine=Engine(executor, tokenizer, engine_config),
         executor=executor,
@@ -67,6 +82,23 @@ def load_engine(path: Path, options: LoadOptions) -> LoadedEngine:
         chat_template=_chat_template(tokenizer),
         config=executor.config,
     )
+
+
+def _choose_draft(
+    path: Path, options: LoadOptions, executor: ExecutorOptions
+) -> tuple[Drafting, Path | None]:
+    """Who proposes tokens, and the file of the draft model if there is one.
+
+    Raises UnsupportedModelError for a draft model that is named but cannot run.
+    """
+    match options.draft:
+        case "none" | "ngram" as drafting:
+            return drafting, None
+        case "auto":
+            return "auto", find_draft(path) if runs_natively(executor) else None
+    if not runs_natively(executor):
+        raise UnsupportedModelError(f"draft {options.draft}: only the native backend runs draft models")
+    return "auto", Path(options.draft)
 
 
 def _executor_options(path: Path, options: LoadOptions) -> ExecutorOptions:

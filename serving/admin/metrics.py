@@ -25,6 +25,10 @@ GAUGES = {
     "num_requests_running": ("running", "Sequences in the running batch."),
     "num_requests_waiting": ("waiting", "Sequences in the queue."),
     "kv_cache_usage_perc": ("kv_usage", "Share of the KV pool held by running sequences, 0 to 1."),
+    "spec_speedup_ratio": (
+        "spec_speedup",
+        "Speed of the latest steps with speculation, relative to steps without; 1 before any.",
+    ),
 }
 COUNTERS = {
     "prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
@@ -32,6 +36,9 @@ COUNTERS = {
     "prompt_tokens": ("prompt_tokens", "Prompt tokens of the sequences that started, cached ones included."),
     "generation_tokens": ("generation_tokens", "Tokens generated."),
     "num_preemptions": ("preemptions", "Sequences sent back to the queue because blocks ran out."),
+    "spec_decode_num_drafts": ("drafts", "Times that proposed tokens of a sequence were verified."),
+    "spec_decode_num_draft_tokens": ("draft_tokens", "Tokens proposed."),
+    "spec_decode_num_accepted_tokens": ("accepted_tokens", "Proposed tokens that were right."),
 }
 
 
@@ -113,6 +120,7 @@ class Metrics:
                 yield GaugeMetricFamily(PREFIX + name, documentation, getattr(stats, attribute))
             for name, (attribute, documentation) in COUNTERS.items():
                 yield CounterMetricFamily(PREFIX + name, documentation, getattr(stats, attribute))
+            yield _accepted_per_position(stats)
 
     def _batch_families(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -144,3 +152,16 @@ class Metrics:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(Snapshot())
         return generate_latest(registry)
+
+
+def _accepted_per_position(stats: EngineStats) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(
+        PREFIX + "spec_decode_num_accepted_tokens_per_pos",
+        "Proposed tokens that were right, by position behind the last known token.",
+        labels=["position"],
+    )
+    for position, count in enumerate(stats.accepted_per_position):
+        family.add_metric([str(position)], count)
+    return family

@@ -33,6 +33,8 @@ class Generation:
         self._prompt_tokens = [len(request.prompt) for request in requests]
         self._cached_tokens = [0] * len(requests)
         self._output_tokens = [0] * len(requests)
+        self._accepted_tokens = [0] * len(requests)
+        self._rejected_tokens = [0] * len(requests)
 
     @classmethod
     async def submit(
@@ -88,6 +90,8 @@ class Generation:
                     last_token = now
                 self._cached_tokens[index] = event.num_cached_tokens
                 self._output_tokens[index] = event.num_output_tokens
+                self._accepted_tokens[index] = event.num_accepted
+                self._rejected_tokens[index] = event.num_rejected
                 if event.finish_reason is not None:
                     finish = event.finish_reason
                 yield event
@@ -136,7 +140,7 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens[:: self._num_choices])},
             "completion_tokens_details": {
                 "reasoning_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
+                "accepted_prediction_tokens": sum(self._accepted_tokens),
+                "rejected_prediction_tokens": sum(self._rejected_tokens),
             },
         }

@@ -31,6 +31,7 @@ def chat(
     kv_cache: opt.KvCacheOption = None,
     threads: opt.ThreadsOption = 0,
     context_length: opt.ContextLengthOption = None,
+    draft: opt.DraftOption = "auto",
 ) -> None:
     """Converse with a model in the terminal, loaded here or behind a URL.
 
@@ -63,8 +64,9 @@ def chat(
     from flashlet.serving.loading import LoadOptions
 
     load_options = LoadOptions(
-        backend, device, weights, kv_dtype, kv_cache, threads, context_length, max_sequences=1, max_waiting=1
-    )
+        backend, device, weights, kv_dtype, kv_cache, threads, context_length,
+        max_sequences=1, max_waiting=1, draft=draft,
+    )  # fmt: skip
     with local_engine(model, load_options) as loaded:
         request = request_maker(max_tokens, temperature, top_p, top_k, seed)
         Terminal(LocalAnswers(loaded, request), system).run()

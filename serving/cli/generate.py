@@ -40,6 +40,7 @@ def generate(
     kv_cache: opt.KvCacheOption = None,
     threads: opt.ThreadsOption = 0,
     context_length: opt.ContextLengthOption = None,
+    draft: opt.DraftOption = "auto",
 ) -> None:
     """Continue a text on standard output, as it is generated.
 
@@ -53,8 +54,9 @@ def generate(
 
     text = sys.stdin.read() if prompt == "-" else prompt
     load_options = LoadOptions(
-        backend, device, weights, kv_dtype, kv_cache, threads, context_length, max_sequences=1, max_waiting=1
-    )
+        backend, device, weights, kv_dtype, kv_cache, threads, context_length,
+        max_sequences=1, max_waiting=1, draft=draft,
+    )  # fmt: skip
     with local_engine(model, load_options) as loaded:
         request = request_maker(max_tokens, temperature, top_p, top_k, seed, tuple(stop or ()))
         answers = LocalAnswers(loaded, request)

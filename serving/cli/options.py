@@ -67,6 +67,15 @@ ContextLengthOption = Annotated[
         rich_help_panel=EXECUTION,
     ),
 ]
+DraftOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none|ngram|PATH",
+        help="Who proposes tokens ahead, which changes only the speed. ngram: the text, where it repeats "
+        "itself; auto: also the draft model that is shipped for MODEL, if any; PATH: another draft model.",
+        rich_help_panel=EXECUTION,
+    ),
+]
 MaxTokensOption = Annotated[
     int | None,
     typer.Option(
