@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flashlet.model.tokenizer import Tokenizer
     from flashlet.serving.engine.engine_loop import EngineLoop
     from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+    from flashlet.serving.loading import LoadedEngine
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None  # None: only plain completions
     config: ModelConfig
+
+    @classmethod
+    def of(cls, name: str, loaded: LoadedEngine, engine_loop: EngineLoop) -> LoadedModel:
+        """What `load_engine` made, under the name that requests use."""
+        return cls(name, engine_loop, loaded.tokenizer, loaded.chat_template, loaded.config)
 
     @cached_property
     def fingerprint(self) -> str:

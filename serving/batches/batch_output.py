@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+LINE_START = b'{"id":"batch_req_'
 _UNANSWERED = {
     "expired": "the batch expired before this line was run",
     "cancelled": "the batch was cancelled before this line was run",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flashlet.serving.batches.batch_table import Batch, PendingLine
 
 POLL = 0.02  # seconds until a line is offered again where it would have had to wait
-RETRY = 5.0  # seconds after a failure of the disk
+RETRY = 5.0  # seconds after a failure of the disk or the engine
 IDLE = 60.0  # seconds: batches and files that expire are noticed at the latest then
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,7 @@ class BatchRunner:
             await self._advance(batch)
         if not unfinished:
             return IDLE
-        patience = POLL if await self._feed() else IDLE
-        return min(patience, max(0.0, min(batch.expires_at for batch in unfinished) - time.time()))
+        return min(await self._feed(), max(0.0, min(batch.expires_at for batch in unfinished) - time.time()))
 
     async def _advance(self, batch: Batch) -> None:
         """Take a batch to its next status if it is time."""
@@ -111,19 +110,20 @@ class BatchRunner:
             await self._store.call(lambda storage: storage.batches.start(batch, lines))
             self._store.changed.set()
 
-    async def _feed(self) -> bool:
-        """Start lines while there is room for them; whether to look again soon."""
+    async def _feed(self) -> float:
+        """Start lines while there is room for them; returns the seconds until it is worth another look."""
         try:
             engine = self._service.ready_model().engine_loop.engine
         except RequestError:
-            return True
+            return RETRY
         room = max(1, min(self._store.config.max_sequences, engine.config.max_sequences // 2))
         room -= sum(num_sequences for _, num_sequences in self._running.values())
         if room <= 0:
-            return False
+            return IDLE
         if engine.stats().waiting:  # a line would only make the queue longer
-            return True
-        pending = await self._store.call(lambda storage: storage.batches.pending(room, self._running.keys()))
+            return POLL
+        taken = {*self._running, *(line.key for line, _ in self._answers)}
+        pending = await self._store.call(lambda storage: storage.batches.pending(room, taken))
         for line in pending:
             request = parse_line(line.data)
             num_sequences = request.num_sequences
@@ -134,7 +134,7 @@ class BatchRunner:
             task.add_done_callback(partial(self._line_ended, line))
             self._running[line.key] = task, num_sequences
         self._service.metrics.batch_lines_running = len(self._running)
-        return False
+        return IDLE
 
     async def _run_line(self, line: PendingLine) -> None:
         """Answer one line, if it can be now."""

@@ -163,14 +163,14 @@ class BatchTable:
                 )
                 self._set_status(batch.number, "failed")
 
-    def pending(self, limit: int, running: Collection[tuple[int, int]]) -> list[PendingLine]:
-        """Up to `limit` lines to run, oldest batch first, without those that are `running`."""
+    def pending(self, limit: int, taken: Collection[tuple[int, int]]) -> list[PendingLine]:
+        """Up to `limit` lines to run, oldest batch first, without those `taken`."""
         rows = self._connection.execute(
             "SELECT lines.*, input_file_id, owner FROM lines JOIN batches ON batches.number = lines.batch"
             " WHERE state = 'pending' AND status = 'in_progress' ORDER BY batch, line LIMIT ?",
-            (limit + len(running),),
+            (limit + len(taken),),
         )
-        chosen = [row for row in rows if (row["batch"], row["line"]) not in running][:limit]
+        chosen = [row for row in rows if (row["batch"], row["line"]) not in taken][:limit]
         return [self._read(row) for row in chosen]
 
     def answer(self, answers: Iterable[tuple[PendingLine, Answer]]) -> None:

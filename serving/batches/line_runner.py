@@ -31,7 +31,7 @@ class LineRunner:
 
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None)
-        self._check_ready = check_ready
+        self.check_ready = check_ready
 
     async def run(self, request: LineRequest) -> Answer | None:
         """The answer; None if the line was put off and should be run again in a while.
@@ -52,7 +52,7 @@ class LineRunner:
 
     def _ready(self) -> bool:
         try:
-            self._check_ready()
+            self.check_ready()
         except RequestError:
             return False
         return True

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from flashlet.serving.cli.batch import batch
 from flashlet.serving.cli.bench import bench
 from flashlet.serving.cli.chat import chat
 from flashlet.serving.cli.doctor import doctor
 from flashlet.serving.cli.errors import CommandGroup
 from flashlet.serving.cli.generate import generate
 from flashlet.serving.cli.models import inspect, models, pull
+from flashlet.serving.cli.selftest import selftest
 from flashlet.serving.cli.serve import serve
 
 EPILOG = (
@@ -36,11 +38,13 @@ app = typer.Typer(
 app.command(rich_help_panel="Run a model")(serve)
 app.command(rich_help_panel="Run a model")(chat)
 app.command(rich_help_panel="Run a model")(generate)
+app.command(rich_help_panel="Run a model")(batch)
 app.command(rich_help_panel="Manage models")(pull)
 app.command(rich_help_panel="Manage models")(models)
 app.command(rich_help_panel="Manage models")(inspect)
 app.command(rich_help_panel="Measure")(bench)
 app.command(rich_help_panel="Measure")(doctor)
+app.command(rich_help_panel="Measure")(selftest)
 
 
 @app.callback()

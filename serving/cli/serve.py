@@ -98,6 +98,7 @@ def serve(
     kv_cache: opt.KvCacheOption = None,
     threads: opt.ThreadsOption = 0,
     context_length: opt.ContextLengthOption = None,
+    draft: opt.DraftOption = "auto",
 ) -> None:
     """Serve a model over HTTP, with the interface of the OpenAI API.
 
@@ -125,6 +126,7 @@ def serve(
         max_sequences=max_sequences,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
+        draft=draft,
     )
     config = ServerConfig(
         model_names=tuple(served_model_name or [served_name(model)]),
@@ -151,13 +153,7 @@ def _run(config: ServerConfig, path: Path, load_options: LoadOptions) -> int:
 
     def load() -> LoadedModel:
         loaded = load_engine(path, load_options)
-        return LoadedModel(
-            name=config.model_names[0],
-            engine_loop=EngineLoop(loaded.engine),
-            tokenizer=loaded.tokenizer,
-            chat_template=loaded.chat_template,
-            config=loaded.config,
-        )
+        return LoadedModel.of(config.model_names[0], loaded, EngineLoop(loaded.engine))
 
     return run_server(config, load, lambda url: print(_ready_line(url, config), flush=True))
 
