@@ -17,6 +17,7 @@ from flashlet.serving.api.responses import json_response, responses
 from flashlet.serving.api.schema.completions import Completion, CompletionRequest
 from flashlet.serving.api.service import LoadedModel, Service
 from flashlet.serving.api.sse import EventStream, cancel_on_disconnect
+from flashlet.serving.api.structured import format_grammar
 from flashlet.serving.engine.request import TokenEvent
 from flashlet.serving.errors import InvalidRequestError
 
@@ -61,6 +62,7 @@ async def _submit(service: Service, model: LoadedModel, body: CompletionRequest)
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
         echo_logprobs=body.logprobs if body.echo else None,
+        grammar=await format_grammar(model, body),
     )
     if body.max_tokens is None:  # the default gives way to a long prompt
         room = [model.max_model_len - len(item.prompt) for item in requests]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flashlet.model.config import ModelConfig
     from flashlet.model.tokenizer import Tokenizer
     from flashlet.serving.engine.engine_loop import EngineLoop
+    from flashlet.serving.engine.grammar_compiler import GrammarCompiler
     from flashlet.serving.engine.request import GenerationRequest, TokenEvent
     from flashlet.serving.loading import LoadedEngine
 
@@ -52,10 +53,18 @@ class LoadedModel:
         """Most bytes of text that one token stands for."""
         return max(len(self.tokenizer.token_bytes(index)) for index in range(self.tokenizer.vocab_size))
 
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles what answers must match."""
+        from flashlet.serving.engine.grammar_compiler import GrammarCompiler
+
+        return GrammarCompiler(self.tokenizer, self.config.vocab_size, self.config.eos_token_ids)
+
     def only_ends(self, event: TokenEvent, request: GenerationRequest) -> bool:
         """Whether the event's token is a stop token that has no place in the answer."""
         if event.finish_reason != "stop":
             return False
         if event.token_id in request.stop_token_ids:
             return not request.include_stop
-        return event.token_id in self.config.eos_token_ids and not request.ignore_eos
+        ends = not request.ignore_eos or request.grammar is not None
+        return event.token_id in self.config.eos_token_ids and ends

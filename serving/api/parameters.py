@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from flashlet.model.sampling import SamplingParams
 from flashlet.serving.api.schema.sampling import SamplingFields
+from flashlet.serving.engine.grammar import CompiledGrammar
 from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.errors import InvalidRequestError
 
@@ -32,6 +33,7 @@ def generation_requests(
     max_tokens: int | None,
     logprobs: int | None,
     echo_logprobs: int | None = None,
+    grammar: CompiledGrammar | None = None,
 ) -> list[GenerationRequest]:
     """One request per prompt and choice, in the order of their `index`.
 
@@ -57,6 +59,7 @@ def generation_requests(
             max_tokens=max_tokens,
             min_tokens=fields.min_tokens or 0,
             ignore_eos=bool(fields.ignore_eos),
+            grammar=grammar,
             stop=fields.stop_strings,
             stop_token_ids=tuple(fields.stop_token_ids or ()),
             continues_prompt=continues_prompt,

@@ -27,7 +27,14 @@ _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """Source of a grammar; equal ones are compiled once. `compile` errors come from the compiler."""
+    """Source of a grammar; equal ones are compiled once, and what is wrong with one comes out then.
+
+    `Grammar(text)` takes Lark text as it is. It begins at the rule `start`. Besides plain Lark there are
+    `%json {...}` (a JSON schema, as a rule's body), `%lark {...}` (a grammar in a grammar), `name[lazy]: /x/`
+    (ends at the first match), `A & B` and `~A` in terminals, repetition `x{2,5}`, and special tokens by name or
+    id: `<|name|>`, `<[17]>`; other text never produces a special token. Free text up to a trigger is
+    `text[lazy]: /(?s:.*)TRIGGER/`, free text without it `TEXT: ~/(?s:.*)TRIGGER(?s:.*)/`.
+    """
 
     lark: str
     schema: str | None = None  # the JSON schema in it, to tell where it is wrong
@@ -56,6 +63,10 @@ class Grammar:
         """One of several texts."""
         alternatives = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
         return cls(f"start: CHOICE\nCHOICE: {alternatives}")
+
+    def as_rule(self, name: str) -> str:
+        """Lark text that makes this grammar the rule `name` of a larger one."""
+        return f"{name}: %lark {{\n{self.lark}\n}}"
 
     @property
     def source(self) -> str:

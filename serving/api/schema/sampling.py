@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
 from flashlet.serving.api.schema.base import (
     TokenIds,
     TruncatePromptTokens,
-    Unsupported,
     WireModel,
     kind_of,
 )
+from flashlet.serving.api.schema.structured import StructuredFields
 from flashlet.serving.engine.request import Drafting
 
 MAX_CHOICES = 128
@@ -32,12 +32,6 @@ Stop = Annotated[
 ]
 
 
-class TextFormat(WireModel):
-    """The only response format that is built."""
-
-    type: Literal["text"]
-
-
 class StreamOptions(WireModel):
     """Extras of a streamed answer."""
 
@@ -48,7 +42,7 @@ class StreamOptions(WireModel):
     include_obfuscation: bool | None = Field(None, description="Accepted, without effect.")
 
 
-class SamplingFields(WireModel):
+class SamplingFields(StructuredFields):
     """How tokens are chosen and when an answer ends, and the fields that mean nothing here."""
 
     model: str | None = Field(None, description="A served model; the default one if omitted.")
@@ -109,11 +103,6 @@ class SamplingFields(WireModel):
     prompt_cache_retention: str | None = Field(None, description="Accepted, without effect.")
     safety_identifier: str | None = Field(None, description="Accepted, without effect.")
     verbosity: str | None = Field(None, description="Accepted, without effect.")
-
-    response_format: TextFormat | None = None
-    guided_regex: Unsupported = None
-    guided_choice: Unsupported = None
-    guided_grammar: Unsupported = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
