@@ -19,6 +19,7 @@ from flashlet.serving.api.responses import json_response, responses
 from flashlet.serving.api.schema.chat import ChatChunk, ChatCompletion, ChatRequest
 from flashlet.serving.api.service import LoadedModel, Service
 from flashlet.serving.api.sse import EventStream, cancel_on_disconnect
+from flashlet.serving.api.structured import format_grammar
 from flashlet.serving.errors import ContextLengthError, InvalidRequestError
 
 ROLE = b'"delta":{"role":"assistant","content":""}'
@@ -64,6 +65,7 @@ async def _queue(service: Service, model: LoadedModel, body: ChatRequest) -> Gen
         continues_prompt=bool(body.continue_final_message),
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=await format_grammar(model, body),
     )
     return await Generation.submit(service, model, requests, body.num_choices)
 
