@@ -30,10 +30,10 @@ class Grammar:
     """Source of a grammar; equal ones are compiled once, and what is wrong with one comes out then.
 
     `Grammar(text)` takes Lark text as it is. It begins at the rule `start`. Besides plain Lark there are
-    `%json {...}` (a JSON schema, as a rule's body), `%lark {...}` (a grammar in a grammar), `name[lazy]: /x/`
-    (ends at the first match), `A & B` and `~A` in terminals, repetition `x{2,5}`, and special tokens by name or
-    id: `<|name|>`, `<[17]>`; other text never produces a special token. Free text up to a trigger is
-    `text[lazy]: /(?s:.*)TRIGGER/`, free text without it `TEXT: ~/(?s:.*)TRIGGER(?s:.*)/`.
+    `%json {...}` (a JSON schema as a rule's body), `%lark {...}` (a grammar in a grammar), `name[lazy]: /x/`
+    (ends at the first match), `A & B` and `~A` in terminals, repetition `x{2,5}`, and special tokens by name
+    or id, `<|name|>` or `<[17]>`; other text never produces a special token. Free text up to a trigger is
+    `text[lazy]: /(?s:.*)TRIGGER/`, and free text without it `TEXT: ~/(?s:.*)TRIGGER(?s:.*)/`.
     """
 
     lark: str
