@@ -30,7 +30,11 @@ class BatchStore:
         """Result of `work`. Raises DataFolderError if the folder cannot be used, and what `work` raises."""
         if self._closed:
             raise EngineStoppedError("the server is shutting down")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, work)
+        opened = self._storage is not None
+        result = await asyncio.get_running_loop().run_in_executor(self._thread, self._call, work)
+        if not opened:
+            self.changed.set()  # another server may have left batches
+        return result
 
     async def close(self) -> None:
         """Finish the calls under way, and let go of the folder. Calling it twice is harmless."""

@@ -95,14 +95,18 @@ def _answer(
     from flashlet.serving.engine.engine_loop import EngineLoop
 
     engine_loop = EngineLoop(loaded.engine)
-    engine_loop.start()
-    try:
-        service = Service(ServerConfig(model_names=(name,)))
-        service.model = LoadedModel.of(name, loaded, engine_loop)
-        runner = LineRunner(build_line_app(service), service.ready_model)
-        asyncio.run(answer_lines(runner, path, lines, output, parallel, advance))
-    finally:
-        engine_loop.stop()
+    service = Service(ServerConfig(model_names=(name,)))
+    service.model = LoadedModel.of(name, loaded, engine_loop)
+    runner = LineRunner(build_line_app(service), service.ready_model)
+
+    async def answer() -> None:
+        engine_loop.start()
+        try:
+            await answer_lines(runner, path, lines, output, parallel, advance)
+        finally:
+            engine_loop.stop()  # while there is an event loop that hears of it
+
+    asyncio.run(answer())
 
 
 @contextmanager

@@ -71,10 +71,12 @@ class ServerProcess:
         return float(text.partition(f"\nflashlet:{name} ")[2].split("\n")[0])
 
     def end(self, number: signal.Signals) -> int:
+        """End the process; returns its exit code."""
         self.client.close()
         self.process.send_signal(number)
         code = self.process.wait(20)
-        self.process.communicate()
+        if self.process.stdout:
+            self.process.stdout.close()
         return code
 
     def submit(self, content: bytes, endpoint: str = LEGACY, window: str = "24h", **options: Any) -> Batch:

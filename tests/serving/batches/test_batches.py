@@ -90,7 +90,7 @@ def test_cancelling_stops_what_runs_and_keeps_what_is_answered(
 
 def test_a_batch_ends_with_its_window(server: ServerProcess, lines: SimpleNamespace) -> None:
     content = lines.jsonl(*(lines.legacy(number, **LONG, n=16) for number in range(60)))
-    done = server.wait(server.submit(content, window="1s"))
+    done = server.wait(server.submit(content, window="2s"))
     assert done.status == "expired" and done.expired_at and done.request_counts
     errors = server.output(done.error_file_id)
     assert len(errors) == 60 - done.request_counts.completed > 0
