@@ -44,7 +44,7 @@ class JsonSchemaFormat(WireModel):
 
 def _format_type(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if kind in {"text", "json_object", "json_schema"} else None
+    return kind if isinstance(kind, str) and kind in {"text", "json_object", "json_schema"} else None
 
 
 ResponseFormat = Annotated[
