@@ -95,6 +95,8 @@ class ScriptedExecutor:
 
     def _choose(self, context: list[int], sample: SampleRequest) -> int:
         params = sample.params
+        if sample.allowed is not None:
+            return self._choose_allowed(context, sample)
         if params.logit_bias:
             return max(params.logit_bias, key=lambda pair: pair[1])[0]
         last = self._bytes[context[-1]]
@@ -106,6 +108,17 @@ class ScriptedExecutor:
         if number % 41 == 0 and eos not in sample.suppressed:
             return eos
         return self._ids[FIRST_BYTES[number % len(FIRST_BYTES)]]
+
+    def _choose_allowed(self, context: list[int], sample: SampleRequest) -> int:
+        """Any allowed token, mostly one that closes what is open, so that answers end."""
+        assert sample.allowed is not None
+        bits = np.unpackbits(sample.allowed.view(np.uint8), bitorder="little")
+        allowed = [int(index) for index in np.flatnonzero(bits)]
+        number = _hash((context, 0 if sample.params.temperature == 0.0 else sample.params.seed))
+        eos = self.config.eos_token_ids[0]
+        closing = [index for index in allowed if index == eos or self._bytes[index][:1] in b'"]}']
+        choices = closing if closing and number % 3 else allowed
+        return choices[number // 3 % len(choices)]
 
     def _score(self, token_id: int, num_top: int, context: list[int]) -> TokenLogprobs:
         """The chosen token is second best whenever there are alternatives."""
