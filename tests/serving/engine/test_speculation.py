@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from flashlet.model.sampling import SamplingParams
 from flashlet.serving.engine.engine import Engine
-from flashlet.serving.engine.live_comparison import LiveComparison
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
-from flashlet.serving.engine.step_costs import StepCosts
 
 ROUNDS = 24
-
-
-class AnyCosts(StepCosts):
-    """Rows cost nothing; or, with `rng`, anything, so that the drafter does anything."""
-
-    known = True
-
-    def __init__(self, rng: random.Random | None = None) -> None:
-        super().__init__()
-        self._rng = rng
-
-    def ms(self, rows: int) -> float:
-        return 1e6 if self._rng is None else 1e6 * self._rng.uniform(0.5, 1.5)
-
-    def draft_ms(self, num_sequences: int) -> float:
-        return 0.0 if self._rng is None else 1e6 * self._rng.uniform(0.0, 0.4)
-
-    def observe(self, rows: int, ms: float) -> None:
-        pass
-
-    def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
-        pass
-
-
-def speculating(engine: Engine, costs: StepCosts | None = None) -> Engine:
-    """The same engine, with other costs than those measured."""
-    drafter = engine.scheduler.drafter
-    assert drafter is not None
-    while engine.is_calibrating:
-        engine.step()
-    drafter.costs = costs or AnyCosts()
-    drafter.comparison = LiveComparison(drafter.costs)
-    return engine
+Speculating = Callable[..., Engine]
 
 
 def request(prompt: bytes = b"hello", max_tokens: int | None = 40, **options: object) -> GenerationRequest:
@@ -55,7 +22,9 @@ def request(prompt: bytes = b"hello", max_tokens: int | None = 40, **options: ob
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_events_are_those_without_proposals(toy: SimpleNamespace, seed: int) -> None:
+def test_events_are_those_without_proposals(
+    toy: SimpleNamespace, speculating: Speculating, seed: int
+) -> None:
     rng = random.Random(f"speculation {seed}")
     executor = toy.Executor(
         num_blocks=rng.choice([18, 24, 40]),
@@ -72,7 +41,7 @@ def test_events_are_those_without_proposals(toy: SimpleNamespace, seed: int) -> 
         prefill_chunk=rng.choice([1, 5, 16]),
         enable_prefix_cache=seed % 5 != 0,
     )
-    speculating(engine, AnyCosts(rng if seed % 2 else None))
+    speculating(engine, rng if seed % 2 else None)
     prefixes = [tuple(rng.choices(b"abcdefgh", k=n)) for n in (8, 13, 24)]
     requests = [toy.random_request(rng, prefixes, longest=engine.max_model_len) for _ in range(48)]
     answers = {engine.submit(r): toy.Answer() for r in requests[:32]}
@@ -98,7 +67,9 @@ def test_events_are_those_without_proposals(toy: SimpleNamespace, seed: int) -> 
     assert engine.stats().kv_usage == 0.0
 
 
-def test_a_perfect_draft_saves_steps_and_every_token_has_an_event(toy: SimpleNamespace) -> None:
+def test_a_perfect_draft_saves_steps_and_every_token_has_an_event(
+    toy: SimpleNamespace, speculating: Speculating
+) -> None:
     executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
     engine = speculating(toy.engine(executor, draft="auto"))
     executor.steps.clear()
@@ -112,13 +83,9 @@ def test_a_perfect_draft_saves_steps_and_every_token_has_an_event(toy: SimpleNam
     assert stats.accepted_per_position[0] == stats.drafts >= stats.accepted_per_position[1]
 
 
-def test_a_useless_draft_is_asked_no_longer(toy: SimpleNamespace) -> None:
-    class Costs(AnyCosts):
-        def draft_ms(self, num_sequences: int) -> float:
-            return 1e5
-
+def test_a_useless_draft_is_asked_no_longer(toy: SimpleNamespace, speculating: Speculating) -> None:
     executor = toy.Executor(max_draft_tokens=3, accuracy=0.0)
-    engine = speculating(toy.engine(executor, draft="auto"), Costs())
+    engine = speculating(toy.engine(executor, draft="auto"), draft_ms=0.1)
     executor.steps.clear()
     toy.run(engine, [request(b"hello", 100)])
     asked = [bool(step.slices[0].draft and step.slices[0].draft.num_tokens) for step in executor.steps]
@@ -126,7 +93,7 @@ def test_a_useless_draft_is_asked_no_longer(toy: SimpleNamespace) -> None:
     assert any(step.slices[0].draft is None for step in executor.steps)
 
 
-def test_a_run_is_cut_at_the_end_of_the_sequence(toy: SimpleNamespace) -> None:
+def test_a_run_is_cut_at_the_end_of_the_sequence(toy: SimpleNamespace, speculating: Speculating) -> None:
     """Stop strings, stop tokens and limits in the middle of accepted proposals."""
     for options in ({"stop": ("a",)}, {"stop_token_ids": (98,)}, {"ignore_eos": False}):
         for length in range(1, 24):
@@ -138,7 +105,7 @@ def test_a_run_is_cut_at_the_end_of_the_sequence(toy: SimpleNamespace) -> None:
             assert engine.stats().generation_tokens == len(answer.tokens) <= length
 
 
-def test_proposals_never_preempt(toy: SimpleNamespace) -> None:
+def test_proposals_never_preempt(toy: SimpleNamespace, speculating: Speculating) -> None:
     """Two sequences fill the pool exactly."""
     executor = toy.Executor(num_blocks=16, max_draft_tokens=7, accuracy=0.5)
     engine = speculating(toy.engine(executor, draft="auto", enable_prefix_cache=False))
@@ -146,7 +113,7 @@ def test_proposals_never_preempt(toy: SimpleNamespace) -> None:
     assert engine.stats().preemptions == 0
 
 
-def test_requests_choose_who_drafts(toy: SimpleNamespace) -> None:
+def test_requests_choose_who_drafts(toy: SimpleNamespace, speculating: Speculating) -> None:
     for chosen in ("none", "ngram", "auto"):
         executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
         engine = speculating(toy.engine(executor, draft="auto"))
@@ -157,7 +124,9 @@ def test_requests_choose_who_drafts(toy: SimpleNamespace) -> None:
         assert any(piece.draft for piece in pieces) == (chosen == "auto")
 
 
-def test_history_min_tokens_and_masks_hold_at_every_position(toy: SimpleNamespace) -> None:
+def test_history_min_tokens_and_masks_hold_at_every_position(
+    toy: SimpleNamespace, speculating: Speculating
+) -> None:
     executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
     engine = speculating(toy.engine(executor, draft="auto"))
     executor.steps.clear()

@@ -1,0 +1,53 @@
+"""Speculation that does not depend on how fast the machine is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from flashlet.serving.engine.engine import Engine
+from flashlet.serving.engine.live_comparison import LiveComparison
+from flashlet.serving.engine.step_costs import StepCosts
+
+Speculating = Callable[..., Engine]
+
+
+class MadeUpCosts(StepCosts):
+    """Rows cost nothing, drafted tokens what is said; or with `rng` anything, so that anything happens."""
+
+    known = True
+
+    def __init__(self, rng: random.Random | None, draft_ms: float) -> None:
+        super().__init__()
+        self._rng = rng
+        self._draft_ms = draft_ms
+
+    def ms(self, rows: int) -> float:
+        return 1e6 if self._rng is None else 1e6 * self._rng.uniform(0.5, 1.5)
+
+    def draft_ms(self, num_sequences: int) -> float:
+        return 1e6 * (self._draft_ms if self._rng is None else self._rng.uniform(0.0, 0.4))
+
+    def observe(self, rows: int, ms: float) -> None:
+        pass
+
+    def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def speculating() -> Speculating:
+    """Gives an engine made-up costs in place of measured ones, and returns it."""
+
+    def prepare(engine: Engine, rng: random.Random | None = None, draft_ms: float = 0.0) -> Engine:
+        drafter = engine.scheduler.drafter
+        assert drafter is not None
+        while engine.is_calibrating:
+            engine.step()
+        drafter.costs = MadeUpCosts(rng, draft_ms)
+        drafter.comparison = LiveComparison(drafter.costs)
+        return engine
+
+    return prepare

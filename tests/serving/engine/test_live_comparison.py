@@ -1,0 +1,74 @@
+"""What steps cost, and whether speculation pays."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from flashlet.serving.engine.live_comparison import LiveComparison, Phase
+from flashlet.serving.engine.step_costs import STALE, StepCosts
+
+
+def costs_of(*points: tuple[int, float]) -> StepCosts:
+    costs = StepCosts()
+    for rows, ms in points:
+        costs.measured(rows, ms)
+    return costs
+
+
+def test_costs_lie_on_straight_lines_between_what_was_measured() -> None:
+    costs = costs_of((1, 5.0), (8, 9.0), (4, 5.0), (4, 6.0))
+    assert [costs.ms(rows) for rows in (1, 3, 4, 6, 8, 12)] == [5.0, 5.0, 5.0, 7.0, 9.0, 13.0]
+
+
+def test_costs_follow_the_median_of_live_steps_and_the_rest_drifts_along() -> None:
+    costs = costs_of((1, 5.0), (4, 6.0), (8, 9.0))
+    for ms in (10.0, 10.0, 90.0, 10.0, 10.0):
+        costs.observe(1, ms)
+    assert costs.ms(1) == 10.0
+    assert costs.ms(4) == 12.0  # twice as slow now, like the one that was seen
+    costs.observe(4, 7.0)
+    assert costs.ms(4) == 7.0
+    for _ in range(STALE + 1):
+        costs.observe(1, 5.0)
+    assert costs.ms(4) == 6.0  # so long ago that it counts no longer
+
+
+def test_drafted_tokens_cost_what_remains_of_a_step() -> None:
+    costs = costs_of((1, 5.0), (4, 5.0))
+    costs.measured_draft(0.5)
+    assert costs.draft_ms(1) == 0.5
+    costs.observe_draft(rows=4, num_sequences=1, num_tokens=3, ms=8.0)
+    assert (costs.draft_ms(1), costs.draft_ms(2)) == (1.0, 0.5)
+
+
+def run(comparison: LiveComparison, tokens: int, ms: float, steps: int) -> list[Phase]:
+    """One sequence: plain steps take 5 ms, the others give `tokens` in `ms`."""
+    phases = []
+    for _ in range(steps):
+        phases.append(comparison.phase)
+        plain = phases[-1] in {Phase.PLAIN, Phase.OFF}
+        comparison.step_done(1, 1 if plain else tokens, 5.0 if plain else ms, speculated=not plain)
+    return phases
+
+
+def test_a_few_steps_are_plain_and_the_gain_is_measured() -> None:
+    comparison = LiveComparison(costs_of((1, 5.0), (4, 5.0)))
+    assert comparison.speedup == 1.0
+    phases = run(comparison, tokens=2, ms=6.0, steps=1000)
+    assert comparison.speedup == pytest.approx(10 / 6)
+    assert 0.01 < phases.count(Phase.PLAIN) / len(phases) < 0.04
+    assert Phase.OFF not in phases
+    assert phases[phases.index(Phase.PLAIN) - 1] is Phase.WIND_DOWN  # nothing is drafted in vain
+
+
+def test_what_does_not_pay_is_off_for_longer_and_longer(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    comparison = LiveComparison(costs_of((1, 5.0), (4, 5.0)))
+    phases = run(comparison, tokens=1, ms=6.0, steps=10_000)
+    assert phases.count(Phase.OFF) > 0.95 * len(phases)
+    assert comparison.speedup == pytest.approx(5 / 6)
+    assert "0.83 times as fast" in caplog.text
+    run(comparison, tokens=2, ms=6.0, steps=20_000)
+    assert comparison.phase is not Phase.OFF  # it is tried again, and stays on once it pays
