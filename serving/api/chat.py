@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +11,7 @@ from flashlet.model.sampling import TokenLogprobs
 from flashlet.serving.api.body import json_route
 from flashlet.serving.api.chunks import ChunkWriter, answer_head, encode_json
 from flashlet.serving.api.generation import Generation
-from flashlet.serving.api.logprobs import chat_logprobs
+from flashlet.serving.api.logprobs import chat_logprobs, prompt_logprobs
 from flashlet.serving.api.parameters import check_num_sequences, generation_requests
 from flashlet.serving.api.prompts import chat_prompt
 from flashlet.serving.api.responses import json_response, responses
@@ -20,9 +19,11 @@ from flashlet.serving.api.schema.chat import ChatChunk, ChatCompletion, ChatRequ
 from flashlet.serving.api.service import LoadedModel, Service
 from flashlet.serving.api.sse import EventStream, cancel_on_disconnect
 from flashlet.serving.api.structured import format_grammar
+from flashlet.serving.api.token_ids import prompt_token_ids
+from flashlet.serving.api.tools.answer import Answer, TextAnswer
+from flashlet.serving.api.tools.calling import Calling
+from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.errors import ContextLengthError, InvalidRequestError
-
-ROLE = b'"delta":{"role":"assistant","content":""}'
 
 
 def chat_router(service: Service) -> APIRouter:
@@ -33,86 +34,136 @@ def chat_router(service: Service) -> APIRouter:
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
         model = service.model_for(body.model)
-        generation = await _submit(service, model, body)
+        calling = Calling.of(body, model)
+        generation = await _submit(service, model, body, calling)
+        choices = [
+            _Choice(model, body, sequence, TextAnswer() if calling is None else calling.answer())
+            for sequence in generation.requests
+        ]
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         head = answer_head(kind, "chatcmpl-", body, service, model)
         if body.stream:
             writer = ChunkWriter(head, body, generation)
-            return EventStream(_events(generation, writer, model), generation.cancel)
+            return EventStream(_events(generation, writer, choices), generation.cancel)
         async with cancel_on_disconnect(request.receive, generation.cancel):
-            choices = await _choices(generation, model, body)
-        return json_response(head | {"choices": choices, "usage": generation.usage()})
+            async for index, event in generation.events():
+                choices[index].push(event)
+        scores = choices[0].prompt_scores  # the prompt is scored once for all
+        answers = [{"index": index, **choice.answer(scores)} for index, choice in enumerate(choices)]
+        return json_response(head | {"choices": answers, "usage": generation.usage()})
 
     return router
 
 
-async def _submit(service: Service, model: LoadedModel, body: ChatRequest) -> Generation:
+async def _submit(
+    service: Service, model: LoadedModel, body: ChatRequest, calling: Calling | None
+) -> Generation:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs: only allowed where logprobs is true", "top_logprobs")
     try:
-        return await _queue(service, model, body)
+        return await _queue(service, model, body, calling)
     except ContextLengthError as exc:
         exc.param = "messages" if exc.param == "prompt" else exc.param
         raise
 
 
-async def _queue(service: Service, model: LoadedModel, body: ChatRequest) -> Generation:
+async def _queue(
+    service: Service, model: LoadedModel, body: ChatRequest, calling: Calling | None
+) -> Generation:
     check_num_sequences(body, 1, model.max_sequences)
-    prompt = await chat_prompt(model, body)
+    prompt = await chat_prompt(model, body, () if calling is None else calling.shown)
     requests = generation_requests(
         body,
         [prompt],
         continues_prompt=bool(body.continue_final_message),
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=await format_grammar(model, body),
+        grammar=await (format_grammar(model, body) if calling is None else calling.grammar()),
     )
+    if calling is not None:
+        requests = [calling.constrained(request) for request in requests]
     return await Generation.submit(service, model, requests, body.num_choices)
 
 
-async def _events(generation: Generation, writer: ChunkWriter, model: LoadedModel) -> AsyncIterator[bytes]:
+async def _events(
+    generation: Generation, writer: ChunkWriter, choices: list[_Choice]
+) -> AsyncIterator[bytes]:
     """Encoded chunks: the role, one per token, the finish reason, and the usage at the end."""
-    started = [False] * len(generation.requests)
     async for index, event in generation.events():
-        chunk = b""
-        if not started[index]:
-            started[index] = True
-            chunk = writer.chunk(index, ROLE)
-        ends = model.only_ends(event, generation.requests[index])
-        scores = [event.logprobs] if event.logprobs is not None and not ends else []
-        if event.text or (event.token_id is not None and not ends):
-            logprobs = encode_json(chat_logprobs(model.tokenizer, scores)) if scores else b"null"
-            chunk += writer.chunk(index, b'"delta":{"content":%b}' % encode_json(event.text), logprobs)
-        if event.finish_reason is not None:
-            chunk += writer.chunk(index, b'"delta":{}', finish=event.finish_reason)
-        yield chunk
+        choice = choices[index]
+        chunk = b"" if choice.started else writer.chunk(index, choice.start())
+        for delta in choice.push(event):
+            chunk += writer.chunk(
+                index, b'"delta":' + encode_json(delta) + choice.take_ids(), choice.take_logprobs()
+            )
+        if choice.finish_reason is not None:
+            payload = b'"delta":{}' + choice.take_ids()
+            chunk += writer.chunk(index, payload, choice.take_logprobs(), choice.finish_reason)
+        if chunk:
+            yield chunk
     yield writer.ending()
 
 
-@dataclass(slots=True)
 class _Choice:
-    """One answer while it is collected."""
+    """One of the answers while it is written. What tokens bring beside text waits for the next delta."""
 
-    text: list[str] = field(default_factory=list)
-    scores: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
+    def __init__(
+        self, model: LoadedModel, body: ChatRequest, request: GenerationRequest, answer: Answer
+    ) -> None:
+        self.started = False
+        self.finish_reason: str | None = None
+        self.prompt_scores: Sequence[TokenLogprobs | None] | None = None
+        self._model = model
+        self._body = body
+        self._request = request
+        self._answer = answer
+        self._scores: list[TokenLogprobs] = []  # not taken yet
+        self._token_ids: list[int] = []  # not taken yet
 
+    def start(self) -> bytes:
+        """Encoded fields of the first chunk."""
+        self.started = True
+        ids = prompt_token_ids(self._request.prompt) if self._body.return_token_ids else b""
+        return b'"delta":' + encode_json(self._answer.start) + ids
 
-async def _choices(generation: Generation, model: LoadedModel, body: ChatRequest) -> list[dict[str, Any]]:
-    """The `choices` of a plain answer."""
-    choices = [_Choice() for _ in generation.requests]
-    async for index, event in generation.events():
-        choice = choices[index]
-        choice.text.append(event.text)
-        if event.logprobs is not None and not model.only_ends(event, generation.requests[index]):
-            choice.scores.append(event.logprobs)
-        choice.finish_reason = event.finish_reason
-    return [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
-            "logprobs": chat_logprobs(model.tokenizer, choice.scores) if body.logprobs else None,
-            "finish_reason": choice.finish_reason,
+    def push(self, event: TokenEvent) -> list[dict[str, Any]]:
+        """Deltas that one event adds."""
+        if event.prompt_logprobs is not None:
+            self.prompt_scores = event.prompt_logprobs
+        if event.token_id is not None:
+            self._token_ids.append(event.token_id)
+        has_token = event.token_id is not None and not self._model.only_ends(event, self._request)
+        if event.logprobs is not None and has_token:
+            self._scores.append(event.logprobs)
+        deltas = self._answer.push(event, has_token=has_token)
+        if event.finish_reason is not None:
+            self.finish_reason = self._answer.finish_reason(event.finish_reason)
+        return deltas
+
+    def take_logprobs(self) -> bytes:
+        """Encoded log probabilities of the tokens since the last call."""
+        if not self._scores:
+            return b"null"
+        scores, self._scores = self._scores, []
+        return encode_json(chat_logprobs(self._model.tokenizer, scores))
+
+    def take_ids(self) -> bytes:
+        """Encoded field with the ids of the tokens since the last call, if the request wants them."""
+        if not self._body.return_token_ids:
+            return b""
+        ids, self._token_ids = self._token_ids, []
+        return b',"token_ids":' + encode_json(ids)
+
+    def answer(self, prompt_scores: Sequence[TokenLogprobs | None] | None) -> dict[str, Any]:
+        """The choice of a plain answer, without its index."""
+        tokenizer, body = self._model.tokenizer, self._body
+        answer: dict[str, Any] = {
+            "message": self._answer.message(),
+            "logprobs": chat_logprobs(tokenizer, self._scores) if body.logprobs else None,
+            "finish_reason": self.finish_reason,
         }
-        for index, choice in enumerate(choices)
-    ]
+        if body.prompt_logprobs is not None and prompt_scores is not None:
+            answer["prompt_logprobs"] = prompt_logprobs(tokenizer, prompt_scores, body.prompt_logprobs)
+        if body.return_token_ids:
+            answer |= {"prompt_token_ids": self._request.prompt, "token_ids": self._token_ids}
+        return answer

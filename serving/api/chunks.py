@@ -53,7 +53,7 @@ class ChunkWriter:
     def chunk(
         self, index: int, payload: bytes, logprobs: bytes = b"null", finish: str | None = None
     ) -> bytes:
-        """One event. `payload` is the choice's own field, encoded: `"delta":{...}` or `"text":"..."`."""
+        """One event. `payload` is the choice's own fields, encoded: `"delta":{...}` or `"text":"..."`."""
         reason = b'"%b"' % finish.encode() if finish else b"null"
         tail = self._usage_tail() if self._continuous_usage else self._tail
         return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}%b' % (

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from flashlet.serving.api.schema.chat import ChatRequest, Message
+from flashlet.serving.api.schema.chat import ChatRequest
+from flashlet.serving.api.schema.tools import FunctionDefinition
 from flashlet.serving.api.service import LoadedModel
+from flashlet.serving.api.tools.convention import convention_of
+from flashlet.serving.api.tools.prompt import check_tool_messages, template_messages, template_tools
 from flashlet.serving.errors import ContextLengthError, InvalidRequestError
 
 INLINE_CHARACTERS = 16_000  # longer texts are rendered and tokenized in a thread
@@ -45,51 +48,51 @@ async def plain_prompts(
     return await off_loop(num_characters, lambda: [encode(prompt) for prompt in prompts])
 
 
-async def chat_prompt(model: LoadedModel, request: ChatRequest) -> tuple[int, ...]:
-    """Prompt of a conversation, through the model's chat template.
+async def chat_prompt(
+    model: LoadedModel, request: ChatRequest, functions: Sequence[FunctionDefinition] = ()
+) -> tuple[int, ...]:
+    """Prompt of a conversation, through the model's chat template, with the tools that the model may use.
 
     Raises:
-        InvalidRequestError: no template, or options that contradict each other.
+        InvalidRequestError: no template, or messages or options that contradict each other.
         ChatTemplateError: the template refuses the messages.
     """
     if model.chat_template is None:
         raise InvalidRequestError(
             f"messages: the model '{model.name}' has no chat template; use /v1/completions", "messages"
         )
+    check_tool_messages(request.messages)
     resume = bool(request.continue_final_message)
-    if resume and request.add_generation_prompt:
-        raise InvalidRequestError(
-            "continue_final_message: expected false where add_generation_prompt is true",
-            "continue_final_message",
-        )
-    if resume and request.messages[-1].role != "assistant":
-        raise InvalidRequestError(
-            "continue_final_message: expected the last message to be the assistant's, "
-            f"got role '{request.messages[-1].role}'",
-            "continue_final_message",
-        )
-    messages = [template_message(message) for message in request.messages]
+    if resume:
+        _check_resumable(request)
+    convention = convention_of(model.tokenizer.chat_template)
     template = model.chat_template
 
-    def render_and_encode() -> list[int]:
+    def render_and_encode() -> tuple[int, ...]:
         text = template.render(
-            messages,
+            template_messages(request.messages, convention, functions),
+            tools=template_tools(functions) if functions and convention.native else None,
             add_generation_prompt=request.add_generation_prompt is not False,
             continue_final_message=resume,
             extra=request.chat_template_kwargs,
         )
-        return _encode(model, text, bool(request.add_special_tokens))
+        return tuple(_encode(model, text, bool(request.add_special_tokens)))
 
-    num_characters = sum(len(message["content"]) + MESSAGE_CHARACTERS for message in messages)
-    return tuple(await off_loop(num_characters, render_and_encode))
+    if functions:  # whose schemas may be long
+        return await asyncio.to_thread(render_and_encode)
+    num_characters = sum(len(message.text) + MESSAGE_CHARACTERS for message in request.messages)
+    return await off_loop(num_characters, render_and_encode)
 
 
-def template_message(message: Message) -> dict[str, Any]:
-    """A message as chat templates expect it: only the fields that were given, content as one string."""
-    role = "system" if message.role == "developer" else message.role
-    fields = {"role": role, "content": message.text}
-    if message.name is not None:
-        fields["name"] = message.name
-    if message.tool_call_id is not None:
-        fields["tool_call_id"] = message.tool_call_id
-    return fields
+def _check_resumable(request: ChatRequest) -> None:
+    """Raise InvalidRequestError unless the last message is one whose text can go on."""
+    last = request.messages[-1]
+    problem = None
+    if request.add_generation_prompt:
+        problem = "expected false where add_generation_prompt is true"
+    elif last.role != "assistant":
+        problem = f"expected the last message to be the assistant's, got role '{last.role}'"
+    elif last.tool_calls:
+        problem = "expected the last message to end in text, got tool_calls"
+    if problem is not None:
+        raise InvalidRequestError(f"continue_final_message: {problem}", "continue_final_message")

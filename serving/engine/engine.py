@@ -103,7 +103,8 @@ class Engine:
         self._check_queue(num_pending)
         eos_token_ids = self._executor.config.eos_token_ids
         # A grammar says where spaces are, the first one included.
-        keeps_space = request.continues_prompt or request.grammar is not None
+        is_bound = request.grammar is not None and not request.free_start
+        keeps_space = request.continues_prompt or is_bound
         decoder = self._tokenizer.stream_decoder(continuation=keeps_space)
         checker = StopChecker(request, decoder, max_tokens, eos_token_ids)
         constraint = None

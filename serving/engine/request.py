@@ -32,6 +32,8 @@ class GenerationRequest:
     include_stop: bool = False  # keep the stop string or stop token's text in the answer
     prompt_logprobs: int | None = None  # None: off; n: score every prompt token, with n alternatives
     grammar: CompiledGrammar | None = None  # what the whole answer must match
+    free_start: bool = False  # the grammar begins with free text: drop a first word's space all the same
+    stops_before: str | int | None = None  # text or special token after which no `stop` or stop id counts
     embed: bool = False  # bring the mean of the prompt's final hidden states
     priority: int = 0  # lower ones start earlier and are preempted later; the tokens do not depend on it
     cache_salt: str = ""  # the prefix cache is shared among equal salts only

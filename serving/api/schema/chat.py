@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from flashlet.serving.api.schema.base import AnswerModel, Unsupported, WireModel, kind_of
 from flashlet.serving.api.schema.sampling import MAX_TOP_LOGPROBS, SamplingFields
+from flashlet.serving.api.schema.tools import MAX_TOOLS, AnsweredCall, CallDelta, Tool, ToolCall, ToolChoice
 from flashlet.serving.api.schema.usage import Usage
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -35,13 +36,14 @@ class Message(WireModel):
     """One turn of the conversation. `developer` counts as `system`."""
 
     role: Role
-    content: Content
+    content: Content | None = Field(None, description="May be null beside `tool_calls` only.")
     name: str | None = None
-    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="Calls of an earlier answer.")
+    tool_call_id: str | None = Field(None, description="Of a tool's message: the call that it answers.")
     refusal: Unsupported = None
     audio: Unsupported = None
-    tool_calls: Unsupported = None
     function_call: Unsupported = None
+    parsed: Any = Field(None, description="Accepted, without effect: what SDKs made of `content`.")
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
@@ -49,7 +51,7 @@ class Message(WireModel):
         """Content as one string; parts are separated by a line break."""
         if isinstance(self.content, str):
             return self.content
-        return "\n".join(part.text for part in self.content)
+        return "\n".join(part.text for part in self.content or ())
 
 
 class ChatRequest(SamplingFields):
@@ -72,12 +74,13 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
 
-    parallel_tool_calls: bool | None = Field(None, description="Accepted, without effect.")
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: ToolChoice | None = Field(None, description="Default: auto where there are tools.")
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call per answer.")
+
     prediction: dict[str, Any] | None = Field(None, description="Accepted, without effect.")
     modalities: list[Literal["text"]] | None = None
 
-    tools: Unsupported = None
-    tool_choice: Literal["none"] | None = None
     functions: Unsupported = None
     function_call: Unsupported = None
     audio: Unsupported = None
@@ -110,8 +113,9 @@ class ChatMessage(AnswerModel):
     """The answer."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[AnsweredCall] | None = None
 
 
 class ChatChoice(AnswerModel):
@@ -120,7 +124,7 @@ class ChatChoice(AnswerModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(AnswerModel):
@@ -140,6 +144,7 @@ class ChatDelta(AnswerModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChatChunkChoice(AnswerModel):
@@ -148,7 +153,7 @@ class ChatChunkChoice(AnswerModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
 class ChatChunk(AnswerModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,15 +43,17 @@ class ScriptedExecutor:
     name = "scripted"
     block_size = BLOCK_SIZE
 
-    def __init__(self, tokenizer: Tokenizer, num_blocks: int = 512) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_blocks: int = 512, context_length: int = CONTEXT) -> None:
         self.num_blocks = num_blocks
         self.max_draft_tokens = 0
         self.delay = 0.0  # seconds per step
         self.failure: Exception | None = None  # raised by the next step
+        self.script: str | None = None  # what to write as far as grammars allow it, then EOS
         self.config = ModelConfig(
             architecture="llama", vocab_size=tokenizer.vocab_size, hidden_size=8, intermediate_size=8,
-            num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, context_length=CONTEXT, rms_norm_eps=1e-5,
-            rope=RopeConfig(), tie_word_embeddings=True, eos_token_ids=tokenizer.eos_token_ids,
+            num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, context_length=context_length,
+            rms_norm_eps=1e-5, rope=RopeConfig(), tie_word_embeddings=True,
+            eos_token_ids=tokenizer.eos_token_ids,
         )  # fmt: skip
         self._bytes = [tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)]
         self._ids = {data[0]: index for index, data in enumerate(self._bytes) if len(data) == 1}
@@ -95,6 +98,8 @@ class ScriptedExecutor:
 
     def _choose(self, context: list[int], sample: SampleRequest) -> int:
         params = sample.params
+        if self.script is not None:
+            return self._spell(context, sample)
         if sample.allowed is not None:
             return self._choose_allowed(context, sample)
         if params.logit_bias:
@@ -108,6 +113,17 @@ class ScriptedExecutor:
         if number % 41 == 0 and eos not in sample.suppressed:
             return eos
         return self._ids[FIRST_BYTES[number % len(FIRST_BYTES)]]
+
+    def _spell(self, context: list[int], sample: SampleRequest) -> int:
+        """The script's byte after those written in the assistant's turn, or another allowed token."""
+        assert self.script is not None
+        written = b"".join(self._bytes[token_id] for token_id in context).rpartition(b"assistant\n")[2]
+        script = self.script.encode()
+        done = len(written) >= len(script)
+        wanted = self.config.eos_token_ids[0] if done else self._ids[script[len(written)]]
+        if sample.allowed is None or sample.allowed[wanted // 32] >> wanted % 32 & 1:
+            return wanted
+        return next(i for i in range(len(self._bytes)) if sample.allowed[i // 32] >> i % 32 & 1)
 
     def _choose_allowed(self, context: list[int], sample: SampleRequest) -> int:
         """Any allowed token, mostly one that closes what is open, so that answers end."""
@@ -179,13 +195,21 @@ def start_server(tokenizer: Tokenizer) -> Iterator[Callable[..., Server]]:
     clients: list[httpx.Client] = []
     running: list[tuple[uvicorn.Server, threading.Thread, EngineLoop]] = []
 
-    def start(engine: dict[str, Any] | None = None, load: bool = True, **config: Any) -> Server:
-        executor = ScriptedExecutor(tokenizer)
+    def start(
+        engine: dict[str, Any] | None = None,
+        load: bool = True,
+        context_length: int = CONTEXT,
+        template: str | None = None,
+        **config: Any,
+    ) -> Server:
+        own_tokenizer = copy.copy(tokenizer)
+        own_tokenizer.chat_template = template or tokenizer.chat_template
+        executor = ScriptedExecutor(tokenizer, max(512, context_length // 4), context_length)
         engine_loop = EngineLoop(Engine(executor, tokenizer, EngineConfig(**(engine or {}))))
         engine_loop.start()
         service = Service(ServerConfig(model_names=("toy", "alias/toy"), **config))
         if load:
-            service.model = loaded_model(tokenizer, engine_loop, executor)
+            service.model = loaded_model(own_tokenizer, engine_loop, executor)
         http = uvicorn.Server(
             uvicorn.Config(
                 build_app(service),
@@ -236,4 +260,5 @@ def server(shared_server: Server) -> Iterator[Server]:
     shared_server.executor.delay = 0.0
     yield shared_server
     shared_server.executor.delay = 0.0
+    shared_server.executor.script = None
     shared_server.wait_idle()

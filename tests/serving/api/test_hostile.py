@@ -107,7 +107,7 @@ BAD_FIELDS = [
     (chat(messages=[{"role": "user"}]), "messages[0].content"),
     (chat(temprature=1), "temprature"),
     (chat(stream=True, stream_options={"usage": True}), "stream_options.usage"),
-    (chat(tools=[{"type": "function"}]), "tools"),
+    (chat(tools=[{"type": "function"}]), "tools[0].function"),
     (chat(tool_choice="auto"), "tool_choice"),
     (chat(response_format={"type": "json_object"}), "response_format.type"),
     (chat(modalities=["audio"]), "modalities[0]"),
