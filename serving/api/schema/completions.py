@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from flashlet.serving.api.schema.base import AnswerModel, Unsupported
 from flashlet.serving.api.schema.prompt import Prompt, prompt_list
-from flashlet.serving.api.schema.sampling import MAX_TOP_LOGPROBS, SamplingFields
+from flashlet.serving.api.schema.sampling import MAX_CHOICES, MAX_TOP_LOGPROBS, SamplingFields
 from flashlet.serving.api.schema.usage import Usage
 
 
@@ -23,7 +23,9 @@ class CompletionRequest(SamplingFields):
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1, description="Default 16.")] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = Field(None, description="Put the prompt before the answer.")
-    best_of: int | None = Field(None, description="Only the value of `n` is supported.")
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None, description="Only the value of `n` is supported."
+    )
     suffix: Unsupported = None
 
     @property

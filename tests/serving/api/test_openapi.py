@@ -1,0 +1,118 @@
+"""The OpenAPI document: complete, and true of a running server."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.serving.api.conftest import Server
+
+POSTS = {
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"
+}  # fmt: skip
+GETS = {"/v1/models", "/v1/models/{model}", "/tokenizer_info", "/health", "/version", "/metrics"}
+KEY = "a-key"
+
+
+@pytest.fixture
+def document(server: Server) -> dict[str, Any]:
+    answer: dict[str, Any] = server.client.get("/openapi.json").json()
+    return answer
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            yield path, operation
+
+
+def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
+    assert {path for path, methods in document["paths"].items() if "post" in methods} == POSTS
+    assert {path for path, methods in document["paths"].items() if "get" in methods} == GETS
+    tags = {tag["name"] for tag in document["tags"]}
+    for path, operation in operations(document):
+        assert operation["summary"] and operation["description"], path
+        assert set(operation["tags"]) <= tags
+        assert {"200"} | ({"401"} if path != "/health" else set()) <= operation["responses"].keys()
+        assert ("security" in operation) == (path != "/health")
+        for status, response in operation["responses"].items():
+            assert status.isdecimal() and status != "422" and "x-request-id" in response["headers"]
+            assert ("retry-after-ms" in response["headers"]) == (status in {"429", "500", "503"})
+            if status != "200":
+                schema = response["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+
+
+def test_generating_endpoints_name_every_status(document: dict[str, Any]) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        statuses = document["paths"][path]["post"]["responses"].keys()
+        assert statuses == {"200", "400", "401", "404", "408", "413", "429", "500", "503"}
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        content = document["paths"][path]["post"]["responses"]["200"]["content"]
+        assert content.keys() == {"application/json", "text/event-stream"}
+
+
+def test_examples_work(document: dict[str, Any], server: Server) -> None:
+    for path in POSTS:
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
+        assert schema["additionalProperties"] is False and schema["examples"]
+        for example in schema["examples"]:
+            response = server.client.post(path, json=example)
+            assert response.status_code == 200, response.text
+
+
+def test_references_lead_somewhere(document: dict[str, Any]) -> None:
+    references = set(re.findall(r'"\$ref": ?"#/components/([^"]+)"', json.dumps(document)))
+    assert {"schemas/ChatChunk", "schemas/Completion", "schemas/ErrorBody"} <= references
+    for reference in references:
+        kind, name = reference.split("/")
+        assert name in document["components"][kind]
+
+
+def test_keys_are_asked_for_where_the_server_does(document: dict[str, Any], locked: Server) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    of_locked = locked.client.get("/openapi.json", headers=headers).json()
+    for path, operation in operations(of_locked):
+        keys = [] if path == "/health" else [{"bearer": []}, {"x-api-key": []}]
+        assert operation.get("security", []) == keys
+        optional = next(item for where, item in operations(document) if where == path)
+        assert optional.get("security", []) == (keys and [*keys, {}])
+
+
+def test_the_page_needs_no_other_server(server: Server) -> None:
+    page = server.client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    links = re.findall(r"""(?:href|src)=["']([^"']+)["']""", page.text)
+    assert len(links) >= 2 and all(link.startswith("/") for link in links)
+    for link in links:
+        assert server.client.get(link).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def locked(start_server: Callable[..., Server]) -> Server:
+    return start_server(api_keys=(KEY,))
+
+
+def test_schemathesis_finds_nothing(locked: Server, tmp_path: Path) -> None:
+    """No 5xx, no undocumented status, no answer beside its schema, whatever is sent."""
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{locked.url}/openapi.json"),
+        *("--header", f"Authorization: Bearer {KEY}"),
+        *("--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--workers", "2"),
+        *("--generation-deterministic", "--request-timeout", "30"),
+        # What depends on the model, such as its vocabulary, or on two fields at once is no part of a schema.
+        *("--exclude-checks", "positive_data_acceptance", "--no-color"),
+    ]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    assert re.search(r"(\d{3,}) generated, \1 passed", result.stdout), result.stdout[-2000:]
+    locked.wait_idle()
