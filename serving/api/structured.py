@@ -41,7 +41,10 @@ def requested_grammar(fields: StructuredFields) -> tuple[str, Grammar] | None:
     Raises:
         InvalidRequestError: several fields, or a malformed schema.
     """
-    requested = list(_requested(fields))
+    try:
+        requested = list(_requested(fields))
+    except GrammarError as exc:
+        raise GrammarError(f"guided_regex: {exc}", "guided_regex") from None
     if len(requested) > 1:
         first, second = requested[0][0], requested[1][0]
         raise InvalidRequestError(f"{second}: not allowed together with {first}", second)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flashlet.serving.engine.grammar_constraint import GrammarConstraint
+from flashlet.serving.errors import GrammarError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits
@@ -53,9 +54,14 @@ class Grammar:
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
-        """A regular expression in Rust's syntax (no look-around, no back-references), matched as a whole."""
+        """A regular expression in Rust's syntax (no look-around, no back-references), matched as a whole.
+
+        Raises GrammarError if it ends in the middle of an escape.
+        """
         from llguidance import regex_to_lark
 
+        if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+            raise GrammarError("expected a character after the last backslash, got none")
         return cls(f"start: /{regex_to_lark(pattern, '')}/")
 
     @classmethod
