@@ -1,0 +1,1 @@
+"""Checks of a running server's HTTP interface, one per promise of the wire: `flashlet selftest`."""
