@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashlet.kernels.cpu import BLOCK_SIZE, NativeModel, block_bytes
+from flashlet.kernels.cpu import BLOCK_SIZE, MAX_DRAFT_TOKENS, NativeModel, block_bytes
 from flashlet.model.config import ModelConfig
+from flashlet.model.draft import DraftConfig, load_draft, target_fingerprint
 from flashlet.model.errors import OutOfMemoryError
 from flashlet.model.executor import ExecutorOptions
 from flashlet.model.int8_layout import int8_layout
@@ -53,29 +54,37 @@ class NativeExecutor:
         self, config: ModelConfig, arrays: Mapping[str, NDArray[Any]], options: ExecutorOptions, isa: str
     ) -> None:
         self._config = config
+        draft, draft_arrays = _load_draft(config, arrays, options)
+        self._max_draft_tokens = MAX_DRAFT_TOKENS if draft else 0
         per_block = block_bytes(config, options.kv_dtype)
+        if draft and draft.attention:
+            per_block += block_bytes(draft.layers_config(config.context_length), options.kv_dtype)
         self._num_blocks: int = options.kv_cache_bytes // per_block
         if self._num_blocks < 2:
             raise OutOfMemoryError(
                 f"KV cache: expected at least {2 * per_block} bytes for two blocks, "
                 f"got {options.kv_cache_bytes}"
             )
-        cos, sin = rope_tables(config, config.context_length)
         try:
             self._model = NativeModel(
                 config,
-                {**arrays, "rope_cos": cos, "rope_sin": sin},
+                _with_rope(config, arrays),
                 options.kv_dtype,
                 self._num_blocks,
                 options.max_step_tokens,
                 options.max_sequences,
                 options.threads or physical_cores(),
                 isa,
+                draft,
+                draft_arrays,
             )
         except MemoryError:
             size = self._num_blocks * per_block
             raise OutOfMemoryError(f"KV cache: {size} bytes could not be allocated") from None
-        self._name = f"native int8 ({self._model.isa}, {self._model.threads} threads, {options.kv_dtype} KV)"
+        parts = [self._model.isa, f"{self._model.threads} threads", f"{options.kv_dtype} KV"]
+        if options.draft:
+            parts.append(f"draft {options.draft.stem}")
+        self._name = f"native int8 ({', '.join(parts)})"
 
     @property
     def config(self) -> ModelConfig:
@@ -100,7 +109,7 @@ class NativeExecutor:
     @property
     def max_draft_tokens(self) -> int:
         """Most tokens that the draft model proposes in one step; 0 without a draft model."""
-        return 0
+        return self._max_draft_tokens
 
     @property
     def native(self) -> NativeModel:
@@ -129,6 +138,7 @@ class NativeExecutor:
         token_ids: Sequence[int],
         logprobs: Sequence[_Logprobs],
         targets: Sequence[_Logprobs],
+        proposed: Sequence[int],
         features: NDArray[np.float32] | None,
     ) -> SliceOutput:
         if (token_ids and token_ids[-1] < 0) or any(target[0] < 0 for target in targets):
@@ -137,5 +147,21 @@ class NativeExecutor:
             token_ids=tuple(token_ids),
             logprobs=tuple(TokenLogprobs(*item) for item in logprobs),
             target_logprobs=tuple(TokenLogprobs(*target) for target in targets),
+            proposed=tuple(proposed),
             features=features,
         )
+
+
+def _load_draft(
+    config: ModelConfig, arrays: Mapping[str, NDArray[Any]], options: ExecutorOptions
+) -> tuple[DraftConfig | None, dict[str, NDArray[Any]]]:
+    """The draft model that `options` name, with the RoPE tables of its layers."""
+    if options.draft is None:
+        return None, {}
+    draft, draft_arrays = load_draft(options.draft, config, target_fingerprint(arrays))
+    return draft, _with_rope(draft.layers_config(config.context_length), draft_arrays)
+
+
+def _with_rope(config: ModelConfig, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    cos, sin = rope_tables(config, config.context_length)
+    return {**arrays, "rope_cos": cos, "rope_sin": sin}

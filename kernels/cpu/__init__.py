@@ -2,6 +2,7 @@
 
 from flashlet.kernels.cpu._native import (
     BLOCK_SIZE,
+    MAX_DRAFT_TOKENS,
     Kernels,
     NativeModel,
     block_bytes,
@@ -9,4 +10,12 @@ from flashlet.kernels.cpu._native import (
     instruction_sets,
 )
 
-__all__ = ["BLOCK_SIZE", "Kernels", "NativeModel", "block_bytes", "compiler", "instruction_sets"]
+__all__ = [
+    "BLOCK_SIZE",
+    "MAX_DRAFT_TOKENS",
+    "Kernels",
+    "NativeModel",
+    "block_bytes",
+    "compiler",
+    "instruction_sets",
+]

@@ -12,13 +12,15 @@
 #include <string>
 #include <vector>
 
-#include "model.h"
+#include "draft.h"
+#include "weights.h"
 
 namespace flashlet {
 
 namespace nb = nanobind;
 
 using FloatArray = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using IdArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 using ByteArray = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
 
 // A number out of Python; nanobind's own error would neither say which one nor be a ValueError.
@@ -65,6 +67,19 @@ class Arrays {
         return values.data();
     }
 
+    // Token ids below `limit`.
+    const int32_t* ids(const std::string& name, int size, int limit) const {
+        const auto values = array<IdArray>(name, "32-bit integers");
+        const bool fits = values.size() == static_cast<size_t>(size) &&
+                          std::all_of(values.data(), values.data() + values.size(),
+                                      [&](int32_t id) { return id >= 0 && id < limit; });
+        if (!fits) {
+            throw std::invalid_argument(name + ": expected " + std::to_string(size) + " ids below " +
+                                        std::to_string(limit));
+        }
+        return values.data();
+    }
+
     // A copy padded with zeros, for kernels that read whole vectors.
     const float* padded(const std::string& name, size_t size) {
         const float* values = floats(name, size);
@@ -107,32 +122,63 @@ inline ModelShape read_shape(const nb::handle& config) {
     return shape;
 }
 
-inline ModelWeights read_weights(const ModelShape& shape, Arrays& arrays) {
-    ModelWeights weights;
+// The decoder layers, named "layers.<index>.<part>"; `attentive` says whether they have attention.
+inline void read_layers(const ModelShape& shape, Arrays& arrays, bool attentive, DecoderWeights& weights) {
     const auto hidden = static_cast<size_t>(shape.hidden_size), dim = static_cast<size_t>(shape.head_dim);
     const int queries = shape.num_heads * shape.head_dim, kv = shape.num_kv_heads * shape.head_dim;
     for (int i = 0; i < shape.num_layers; ++i) {
         const std::string prefix = "layers." + std::to_string(i) + ".";
-        const bool normed = arrays.has(prefix + "q_norm");
-        weights.layers.push_back(
-            {arrays.padded(prefix + "attn_norm", hidden),
-             arrays.packed(prefix + "qkv", queries + 2 * kv, shape.hidden_size),
-             normed ? arrays.padded(prefix + "q_norm", dim) : nullptr,
-             normed ? arrays.padded(prefix + "k_norm", dim) : nullptr,
-             arrays.packed(prefix + "o", shape.hidden_size, queries),
-             arrays.padded(prefix + "ffn_norm", hidden),
-             arrays.packed(prefix + "gate_up", 2 * round_up(shape.intermediate_size, kLanes),
-                           shape.hidden_size),
-             arrays.packed(prefix + "down", shape.hidden_size, shape.intermediate_size)});
+        LayerWeights& layer = weights.layers.emplace_back();
+        if (attentive) {
+            layer.attn_norm = arrays.padded(prefix + "attn_norm", hidden);
+            layer.qkv = arrays.packed(prefix + "qkv", queries + 2 * kv, shape.hidden_size);
+            layer.o = arrays.packed(prefix + "o", shape.hidden_size, queries);
+        }
+        if (arrays.has(prefix + "q_norm")) {
+            layer.q_norm = arrays.padded(prefix + "q_norm", dim);
+            layer.k_norm = arrays.padded(prefix + "k_norm", dim);
+        }
+        layer.ffn_norm = arrays.padded(prefix + "ffn_norm", hidden);
+        layer.gate_up = arrays.packed(prefix + "gate_up", 2 * round_up(shape.intermediate_size, kLanes),
+                                      shape.hidden_size);
+        layer.down = arrays.packed(prefix + "down", shape.hidden_size, shape.intermediate_size);
     }
-    weights.embed = arrays.packed("embed", shape.vocab_size, shape.hidden_size);
-    weights.head =
-        arrays.has("head") ? arrays.packed("head", shape.vocab_size, shape.hidden_size) : weights.embed;
-    weights.final_norm = arrays.padded("final_norm", hidden);
     const size_t table = static_cast<size_t>(shape.context_length) * dim / 2;
     weights.rope_cos = arrays.floats("rope_cos", table);
     weights.rope_sin = arrays.floats("rope_sin", table);
+}
+
+inline ModelWeights read_weights(const ModelShape& shape, Arrays& arrays) {
+    ModelWeights weights;
+    read_layers(shape, arrays, true, weights);
+    weights.embed = arrays.packed("embed", shape.vocab_size, shape.hidden_size);
+    weights.head =
+        arrays.has("head") ? arrays.packed("head", shape.vocab_size, shape.hidden_size) : weights.embed;
+    weights.final_norm = arrays.padded("final_norm", static_cast<size_t>(shape.hidden_size));
     return weights;
+}
+
+// From a DraftConfig of model/draft.py, for a target of this shape.
+inline DraftModel read_draft(const nb::handle& config, const ModelShape& target, Arrays& arrays) {
+    DraftModel draft;
+    draft.shape = read_shape(config.attr("layers_config")(target.context_length));
+    DraftWeights& weights = draft.weights;
+    read_layers(draft.shape, arrays, nb::cast<bool>(config.attr("attention")), weights);
+    const int hidden = draft.shape.hidden_size;
+    const auto width = static_cast<size_t>(hidden);
+    if (hidden != target.hidden_size) throw std::invalid_argument("draft: expected the target's hidden size");
+    weights.features = nb::cast<std::vector<int>>(config.attr("features"));
+    for (size_t i = 0; i < weights.features.size(); ++i)
+        weights.feature_norms.push_back(arrays.padded("feature_norm." + std::to_string(i), width));
+    weights.fuse = arrays.packed("fuse", hidden, static_cast<int>(weights.features.size()) * hidden);
+    weights.state_norm = arrays.padded("state_norm", width);
+    weights.embed_norm = arrays.padded("embed_norm", width);
+    weights.input = arrays.packed("input", hidden, 2 * hidden);
+    weights.out_norm = arrays.padded("out_norm", width);
+    weights.num_outputs = draft.shape.vocab_size;
+    weights.head = arrays.packed("head", weights.num_outputs, hidden);
+    weights.vocab_ids = arrays.ids("vocab_ids", weights.num_outputs, target.vocab_size);
+    return draft;
 }
 
 }  // namespace flashlet

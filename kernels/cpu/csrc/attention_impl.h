@@ -177,7 +177,7 @@ struct Fp16Kv {
 
 inline int first_visible(const AttentionTile& tile, int row) {
     const int start = tile.positions[row] - tile.window + 1;
-    return tile.window > 0 && start > 0 ? start : 0;
+    return tile.window > 0 && start > tile.first_visible ? start : tile.first_visible;
 }
 
 // Turns the scores of blocks [first, last] into exp(score - largest) with zeros outside lo .. position,

@@ -76,10 +76,11 @@ struct AttentionTile {
     const int16_t* queries[kMaxTile];    // int8 KV: query heads, each quantized as a tile of its own
     const float* queries_f32[kMaxTile];  // fp16 KV: the query heads themselves
     float query_scales[kMaxTile];        // int8 KV: scale times softmax scale; fp16 KV: softmax scale
-    int positions[kMaxTile];             // of each row, so that it sees 0 .. position
+    int positions[kMaxTile];             // of each row: it sees nothing after its own
     float* outputs[kMaxTile];            // [head_dim]
     int rows;
-    int window;  // 0: full attention
+    int first_visible;  // no row sees positions before this one
+    int window;         // 0: full attention
     const int32_t* block_table;
     int head_dim;
     KvView kv;

@@ -45,17 +45,23 @@ using FloatRows = nb::ndarray<nb::numpy, float, nb::ndim<3>>;
 class NativeModel {
   public:
     NativeModel(const nb::object& config, const nb::dict& arrays, const std::string& kv_dtype,
-                int64_t num_blocks, int max_rows, int max_slices, int threads, const std::string& isa)
+                int64_t num_blocks, int max_rows, int max_slices, int threads, const std::string& isa,
+                const nb::object& draft_config, const nb::dict& draft_arrays)
         : arrays_(arrays),
+          draft_arrays_(draft_arrays),
           shape_(read_shape(config)),
           kernels_(kernels_named(isa)),
           limits_(checked_limits(threads, num_blocks, max_rows, max_slices, kv_dtype)),
-          model_(std::make_unique<Model>(kernels_, shape_, read_weights(shape_, arrays_), limits_)) {
+          has_draft_(!draft_config.is_none()) {
+        DraftModel draft;
+        if (has_draft_) draft = read_draft(draft_config, shape_, draft_arrays_);
+        model_ = std::make_unique<Model>(kernels_, shape_, read_weights(shape_, arrays_), limits_,
+                                         has_draft_ ? &draft : nullptr);
         params_.reserve(static_cast<size_t>(max_slices) + static_cast<size_t>(max_rows));
     }
 
-    // One tuple per slice: (tokens, log-probabilities, log-probabilities of the targets, features or None).
-    // The tokens end where one is no proposal; -1 is a token that could not be chosen.
+    // One tuple per slice: (tokens, log-probabilities, log-probabilities of the targets, drafted tokens,
+    // features or None). Tokens end with the first that was not proposed; -1: none could be chosen.
     nb::list step(const nb::sequence& slices) {
         plan(slices);
         run(nullptr);
@@ -73,8 +79,8 @@ class NativeModel {
     }
 
     nb::dict take_profile() {
-        static constexpr const char* kNames[] = {"embed",  "norm",    "qkv",  "rope", "attention",
-                                                 "output", "gate_up", "down", "head", "sample"};
+        static constexpr const char* kNames[] = {"embed",   "norm", "qkv",  "rope",   "attention", "output",
+                                                 "gate_up", "down", "head", "sample", "draft"};
         const auto seconds = open().take_profile();
         nb::dict result;
         for (size_t i = 0; i < seconds.size(); ++i) result[kNames[i]] = seconds[i];
@@ -128,9 +134,36 @@ class NativeModel {
         for (const nb::handle block : item.attr("block_table"))
             plan_.block_tables.push_back(number<int32_t>(block, "block id"));
         check_slice(slice);
-        plan_.slices.push_back(slice);
+        slice.draft = read_draft_order(item, slice);
+        if (slice.draft.num_tokens >= 0)
+            plan_.block_tables.push_back(limits_.num_blocks + static_cast<int32_t>(plan_.slices.size()));
         add_logit_rows(item, slice);
+        plan_.slices.push_back(slice);
         add_features(item, slice);
+    }
+
+    DraftOrder read_draft_order(const nb::handle& item, const Slice& slice) const {
+        DraftOrder order;
+        const nb::object request = item.attr("draft");
+        if (request.is_none()) return order;
+        if (!has_draft_) throw std::invalid_argument("draft: this executor has no draft model");
+        order.num_tokens = number<int>(request.attr("num_tokens"), "draft num_tokens");
+        order.start = number<int>(request.attr("start"), "draft start");
+        const bool sampled = nb::len(nb::object(item.attr("samples"))) > 0;
+        if (order.num_tokens < 0 || order.num_tokens > (sampled ? kMaxDraftTokens : 0)) {
+            throw std::invalid_argument("draft: expected 0 .. " + std::to_string(kMaxDraftTokens) +
+                                        " tokens, and none where nothing is sampled; got " +
+                                        std::to_string(order.num_tokens));
+        }
+        if (order.start < 0 || order.start > slice.start) {
+            throw std::invalid_argument("draft: expected a start from 0 to the slice's " +
+                                        std::to_string(slice.start) + ", got " + std::to_string(order.start));
+        }
+        const nb::object next = request.attr("next_token");
+        if (next.is_none() != sampled)
+            throw std::invalid_argument("draft: expected a next token exactly where nothing is sampled");
+        if (!sampled) order.next_token = checked_token(next);
+        return order;
     }
 
     void add_features(const nb::handle& item, const Slice& slice) {
@@ -138,7 +171,7 @@ class NativeModel {
         const size_t count = nb::len(wanted), hidden = static_cast<size_t>(shape_.hidden_size);
         features_.push_back(nb::none());
         if (count == 0) return;
-        const int rows = slice.rows - slice.proposed;
+        const int rows = slice.known();
         auto* values = new float[static_cast<size_t>(rows) * count * hidden];
         nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<float*>(p); });
         const FloatRows array(values, {static_cast<size_t>(rows), count, hidden}, owner);
@@ -156,7 +189,7 @@ class NativeModel {
     }
 
     void check_slice(const Slice& slice) const {
-        if (slice.rows - slice.proposed < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
+        if (slice.known() < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
             static_cast<int>(plan_.slices.size()) >= limits_.max_slices) {
             throw std::invalid_argument(
                 "step: expected slices of 1 token or more from position 0 on, at most " +
@@ -183,13 +216,12 @@ class NativeModel {
         });
     }
 
-    void add_logit_rows(const nb::handle& item, const Slice& slice) {
-        const int index = static_cast<int>(plan_.slices.size()) - 1;
+    void add_logit_rows(const nb::handle& item, Slice& slice) {
+        const int index = static_cast<int>(plan_.slices.size());
         const int top = number<int>(item.attr("num_top_logprobs"), "num_top_logprobs");
         int row = slice.first_row;
-        const int known = slice.rows - slice.proposed;
         for (const nb::handle target : item.attr("logprob_targets")) {
-            if (row >= slice.first_row + known) throw std::invalid_argument("step: more targets than tokens");
+            if (row >= slice.first_row + slice.known()) throw std::invalid_argument("step: more targets than tokens");
             plan_.logit_rows.push_back({row++, index, false, checked_token(target), top, {}, nullptr});
         }
         const nb::object samples = item.attr("samples");
@@ -198,7 +230,9 @@ class NativeModel {
             throw std::invalid_argument("step: expected 1 + " + std::to_string(slice.proposed) +
                                         " samples for so many proposed tokens, got " + std::to_string(count));
         }
-        row = slice.first_row + known - 1;
+        row = slice.first_row + slice.known() - 1;
+        slice.sampled = count > 0;
+        slice.first_sample = static_cast<int>(plan_.logit_rows.size());
         for (const nb::handle sample : samples) {
             params_.push_back(read_sample(sample));
             const SampleParams& params = params_.back();
@@ -266,30 +300,31 @@ class NativeModel {
         nb::list result;
         size_t next = 0;
         for (size_t i = 0; i < plan_.slices.size(); ++i) {
-            nb::list tokens, logprobs, targets;
-            bool accepted = true;  // every proposal so far
+            const Slice& slice = plan_.slices[i];
+            nb::list tokens, logprobs, targets, proposed;
             for (; next < plan_.logit_rows.size() && plan_.logit_rows[next].slice == static_cast<int>(i);
                  ++next) {
-                const LogitRow& row = plan_.logit_rows[next];
-                if (!row.sampled) {
-                    targets.append(to_python(row.logprobs));
-                    continue;
-                }
-                if (!accepted) continue;
+                if (!plan_.logit_rows[next].sampled)
+                    targets.append(to_python(plan_.logit_rows[next].logprobs));
+            }
+            for (int k = 0; slice.sampled && k <= plan_.accepted(slice); ++k) {
+                const LogitRow& row = plan_.sample(slice, k);
                 tokens.append(row.target);
                 if (row.top >= 0 && row.target >= 0) logprobs.append(to_python(row.logprobs));
-                accepted = plan_.proposed(row) == row.target;
             }
-            result.append(nb::make_tuple(tokens, logprobs, targets, features_[i]));
+            for (int k = 0; k < slice.num_drafted; ++k)
+                proposed.append(slice.drafted[static_cast<size_t>(k)]);
+            result.append(nb::make_tuple(tokens, logprobs, targets, proposed, features_[i]));
         }
         features_.clear();
         return result;
     }
 
-    Arrays arrays_;
+    Arrays arrays_, draft_arrays_;
     ModelShape shape_;
     const KernelTable& kernels_;
     ModelLimits limits_;
+    bool has_draft_;
     StepPlan plan_;
     std::vector<SampleParams> params_;
     std::vector<nb::object> features_;
@@ -314,15 +349,17 @@ NB_MODULE(_native, m) {
     m.def(
         "block_bytes",
         [](const nb::object& config, const std::string& kv_dtype) {
-            return Model::block_bytes(read_shape(config), read_kv_format(kv_dtype));
+            return Decoder::block_bytes(read_shape(config), read_kv_format(kv_dtype));
         },
         nb::arg("config"), nb::arg("kv_dtype"), "Bytes of one KV block over all layers.");
     m.attr("BLOCK_SIZE") = kBlock;
+    m.attr("MAX_DRAFT_TOKENS") = kMaxDraftTokens;
     nb::class_<NativeModel>(m, "NativeModel", "A model with its KV pool and threads; see executor_native.py.")
         .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int64_t, int, int, int,
-                      const std::string&>(),
+                      const std::string&, const nb::object&, const nb::dict&>(),
              nb::arg("config"), nb::arg("arrays"), nb::arg("kv_dtype"), nb::arg("num_blocks"),
-             nb::arg("max_rows"), nb::arg("max_slices"), nb::arg("threads"), nb::arg("isa") = "")
+             nb::arg("max_rows"), nb::arg("max_slices"), nb::arg("threads"), nb::arg("isa") = "",
+             nb::arg("draft_config") = nb::none(), nb::arg("draft_arrays") = nb::dict())
         .def("step", &NativeModel::step, nb::arg("slices"))
         .def("logits", &NativeModel::logits, nb::arg("slices"))
         .def("take_profile", &NativeModel::take_profile)

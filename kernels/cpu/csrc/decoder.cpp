@@ -1,0 +1,205 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace flashlet {
+
+size_t Decoder::block_bytes(const ModelShape& shape, KvFormat format) {
+    return kv_cell_bytes(format, round_up(shape.head_dim, kLanes)) * static_cast<size_t>(shape.num_layers) *
+           static_cast<size_t>(shape.num_kv_heads);
+}
+
+int Decoder::widest_row(const ModelShape& shape) {
+    return round_up(std::max({shape.hidden_size, shape.num_heads * shape.head_dim, shape.intermediate_size}),
+                    kGroup);
+}
+
+Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weights, const KvRegion& kv,
+                 int max_rows)
+    : team_(team),
+      kernels_(team.kernels()),
+      shape_(shape),
+      weights_(weights),
+      kv_(kv),
+      cell_bytes_(kv_cell_bytes(kv.format, round_up(shape.head_dim, kLanes))),
+      hidden_(round_up(shape.hidden_size, kGroup)),
+      query_size_(shape.num_heads * shape.head_dim),
+      kv_size_(shape.num_kv_heads * shape.head_dim),
+      query_stride_(round_up(query_size_, kGroup)),
+      qkv_stride_(round_up(query_size_ + 2 * kv_size_, kGroup)),
+      ffn_stride_(round_up(shape.intermediate_size, kGroup)) {
+    const auto size = [&](int width) { return static_cast<size_t>(max_rows) * static_cast<size_t>(width); };
+    qkv_.resize(size(qkv_stride_));
+    attended_.resize(size(query_stride_));
+    ffn_.resize(size(ffn_stride_));
+    queries_.resize(size(shape.num_heads * round_up(shape.head_dim, kLanes)));
+    query_scales_.resize(size(shape.num_heads));
+    row_segments_.resize(size(1));
+    units_.reserve(size(shape.num_heads));
+}
+
+// A block's cells of all layers lie together, so that its first use touches few pages.
+uint8_t* Decoder::cell(int layer, int block, int kv_head) const {
+    const auto index =
+        static_cast<size_t>(layer) * static_cast<size_t>(shape_.num_kv_heads) + static_cast<size_t>(kv_head);
+    return kv_.base + static_cast<size_t>(block) * kv_.block_bytes + index * cell_bytes_;
+}
+
+void Decoder::plan(const std::vector<Segment>& segments, int singles) {
+    segments_ = &segments;
+    units_.clear();
+    planned_rows_ = 0;
+    chained_ = singles > 0 && static_cast<size_t>(singles) < segments.size();
+    const int group = shape_.num_heads / shape_.num_kv_heads;
+    const int heads = std::min(group, kernels_.max_rows);
+    const int tokens = kernels_.max_rows / heads;
+    for (size_t i = 0; i < segments.size(); ++i) {
+        const Segment& segment = segments[i];
+        chained_ |= segment.rows > 1;
+        planned_rows_ += segment.rows;
+        std::fill_n(row_segments_.begin() + segment.first_row, segment.rows, static_cast<int>(i));
+        for (int row = 0; row < segment.rows; row += tokens) {
+            for (int kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+                for (int head = 0; head < group; head += heads) {
+                    units_.push_back({static_cast<int>(i), segment.first_row + row,
+                                      std::min(tokens, segment.rows - row), kv_head, kv_head * group + head,
+                                      std::min(heads, group - head)});
+                }
+            }
+        }
+    }
+    // The longest contexts first, so that no thread is left with one at the end.
+    const auto context = [&](const AttentionUnit& unit) {
+        const Segment& segment = segments[static_cast<size_t>(unit.segment)];
+        return segment.start + unit.row - segment.first_row;
+    };
+    const auto sorted = std::find_if(units_.begin(), units_.end(),
+                                     [&](const AttentionUnit& unit) { return unit.segment >= singles; });
+    std::sort(sorted, units_.end(),
+              [&](const AttentionUnit& a, const AttentionUnit& b) { return context(a) > context(b); });
+}
+
+QuantizedRows Decoder::normed(Worker& worker, const float* x, const float* norm, int rows) {
+    return team_.quantized(worker, rows, hidden_, [&](int row) {
+        return team_.normed(worker, x + static_cast<size_t>(row) * static_cast<size_t>(hidden_), norm,
+                            shape_.hidden_size, shape_.rms_norm_eps, hidden_);
+    });
+}
+
+QuantizedRows Decoder::plain(Worker& worker, const float* x, int rows, int stride) {
+    return team_.quantized(worker, rows, stride, [&](int row) {
+        return x + static_cast<size_t>(row) * static_cast<size_t>(stride);
+    });
+}
+
+void Decoder::layer(Worker& worker, int index, float* x, int rows, int finished) {
+    if (weights_.layers[static_cast<size_t>(index)].qkv.cells != nullptr)
+        attention(worker, index, x, rows, finished);
+    if (finished > 0) feed_forward(worker, index, x, finished);
+}
+
+void Decoder::attention(Worker& worker, int index, float* x, int rows, int finished) {
+    const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
+    team_.product(worker, w.qkv, normed(worker, x, w.attn_norm, rows), rows, Epilogue::kStore, qkv_.data(),
+                  qkv_stride_, Stage::kQkv);
+    const int group = shape_.num_heads / shape_.num_kv_heads;
+    // Tiles may read keys that other units rotate: then all of them must lie in the pool first.
+    const bool first = group > kernels_.max_rows || finished < rows || (chained_ && rows == planned_rows_);
+    if (first) {
+        team_.each(worker, rows, Team::kRowChunk, [&](int begin, int end) {
+            for (int row = begin; row < end; ++row) {
+                for (int head = 0; head < shape_.num_kv_heads; ++head) rotate_and_store(index, row, head);
+            }
+        });
+        team_.finish(worker, Stage::kRope);
+    }
+    if (finished == 0) return;
+    const int heads = std::min(group, kernels_.max_rows);
+    const int per_row = shape_.num_kv_heads * ((group + heads - 1) / heads);
+    const int units = finished == planned_rows_ ? static_cast<int>(units_.size()) : finished * per_row;
+    team_.each(worker, units, 1, [&](int begin, int end) {
+        for (int i = begin; i < end; ++i) attend(worker, index, units_[static_cast<size_t>(i)], !first);
+    });
+    team_.finish(worker, Stage::kAttention);
+    team_.product(worker, w.o, plain(worker, attended_.data(), finished, query_stride_), finished,
+                  Epilogue::kAdd, x, hidden_, Stage::kOutput);
+}
+
+void Decoder::feed_forward(Worker& worker, int index, float* x, int rows) {
+    const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
+    team_.product(worker, w.gate_up, normed(worker, x, w.ffn_norm, rows), rows, Epilogue::kGatedSilu,
+                  ffn_.data(), ffn_stride_, Stage::kGateUp);
+    team_.product(worker, w.down, plain(worker, ffn_.data(), rows, ffn_stride_), rows, Epilogue::kAdd, x,
+                  hidden_, Stage::kDown);
+}
+
+// RoPE for one key-value head of one row and the query heads that share it; K and V go to the pool.
+void Decoder::rotate_and_store(int layer, int row, int kv_head) {
+    const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+    const Segment& segment = (*segments_)[static_cast<size_t>(row_segments_[static_cast<size_t>(row)])];
+    const int dim = shape_.head_dim, group = shape_.num_heads / shape_.num_kv_heads;
+    const int padded_dim = round_up(dim, kLanes);
+    const int position = segment.start + row - segment.first_row;
+    const size_t table = static_cast<size_t>(position) * static_cast<size_t>(dim / 2);
+    float* qkv = qkv_.data() + static_cast<size_t>(row) * static_cast<size_t>(qkv_stride_);
+    alignas(64) float head[512 + kLanes];
+    const auto rotate = [&](float* x, const float* norm) {
+        if (norm != nullptr) {
+            std::fill_n(head, padded_dim, 0.0f);
+            std::copy_n(x, dim, head);
+            kernels_.rms_norm(head, norm, dim, shape_.rms_norm_eps, head);
+            std::copy_n(head, dim, x);
+        }
+        kernels_.rope(x, weights_.rope_cos + table, weights_.rope_sin + table, dim);
+    };
+    float* key = qkv + query_size_ + kv_head * dim;
+    rotate(key, w.k_norm);
+    kernels_.store_kv(cell(layer, segment.block_table[position / kBlock], kv_head), kv_.format,
+                      position % kBlock, dim, key, key + kv_size_);
+    const float softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
+    for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+        float* query = qkv + h * dim;
+        rotate(query, w.q_norm);
+        const auto slot =
+            static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(h);
+        if (kv_.format == KvFormat::kInt8) {
+            std::fill_n(head, padded_dim, 0.0f);
+            std::copy_n(query, dim, head);
+            int16_t* q = queries_.data() + slot * static_cast<size_t>(padded_dim);
+            query_scales_[slot] = kernels_.quantize(head, padded_dim, q, 0, 1) * softmax_scale;
+        } else {
+            query_scales_[slot] = softmax_scale;
+        }
+    }
+}
+
+void Decoder::attend(Worker& worker, int layer, const AttentionUnit& unit, bool rotate) {
+    const Segment& segment = (*segments_)[static_cast<size_t>(unit.segment)];
+    const int dim = shape_.head_dim, padded_dim = round_up(dim, kLanes);
+    if (rotate) rotate_and_store(layer, unit.row, unit.kv_head);
+    AttentionTile tile;
+    tile.rows = 0;
+    tile.first_visible = segment.first_visible;
+    tile.window = shape_.windows.empty() ? 0 : shape_.windows[static_cast<size_t>(layer)];
+    tile.block_table = segment.block_table;
+    tile.head_dim = dim;
+    tile.kv = {cell(layer, 0, unit.kv_head), kv_.block_bytes, kv_.format};
+    for (int row = unit.row; row < unit.row + unit.rows; ++row) {
+        for (int head = unit.first_head; head < unit.first_head + unit.heads; ++head, ++tile.rows) {
+            const auto slot =
+                static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(head);
+            tile.queries[tile.rows] = queries_.data() + slot * static_cast<size_t>(padded_dim);
+            tile.queries_f32[tile.rows] =
+                qkv_.data() + static_cast<size_t>(row) * static_cast<size_t>(qkv_stride_) + head * dim;
+            tile.query_scales[tile.rows] = query_scales_[slot];
+            tile.positions[tile.rows] = segment.start + row - segment.first_row;
+            tile.outputs[tile.rows] =
+                attended_.data() + static_cast<size_t>(row) * static_cast<size_t>(query_stride_) + head * dim;
+        }
+    }
+    kernels_.attention(tile,
+                       {worker.scores.data(), round_up(shape_.context_length, kBlock), worker.acc.data()});
+}
+
+}  // namespace flashlet

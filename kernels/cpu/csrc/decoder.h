@@ -1,0 +1,81 @@
+// Decoder layers over a KV pool: attention with RoPE and a gated feed-forward, for rows of several sequences.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "team.h"
+#include "weights.h"
+
+namespace flashlet {
+
+struct ModelShape {
+    int vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim,
+        context_length;
+    float rms_norm_eps;
+    std::vector<int> windows;  // per layer; 0: full attention
+};
+
+// Consecutive rows of one sequence, at positions start, start + 1, ...
+struct Segment {
+    int first_row, rows, start;
+    int first_visible;  // no row sees positions before this one
+    const int32_t* block_table;
+};
+
+// Where the decoder's cells of block 0 lie in the pool, and the distance to those of the next block.
+struct KvRegion {
+    uint8_t* base;
+    size_t block_bytes;
+    KvFormat format;
+};
+
+class Decoder {
+  public:
+    Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weights, const KvRegion& kv,
+            int max_rows);
+
+    // On one thread, before the layers. The first `singles` segments have one row each and keep their order:
+    // layers may then run on fewer of them, and read keys that the other segments store.
+    void plan(const std::vector<Segment>& segments, int singles);
+
+    // One layer on rows [0, rows) of the residual stream x. Keys and values of all of them are stored; only
+    // the first `finished` rows go on: all, or so many singles.
+    void layer(Worker& worker, int index, float* x, int rows, int finished);
+
+    static constexpr int kStagesPerLayer = 10;       // at most; each ends with finish()
+    static int widest_row(const ModelShape& shape);  // of quantized activations
+    static size_t block_bytes(const ModelShape& shape, KvFormat format);
+
+  private:
+    struct AttentionUnit {
+        int segment, row, rows;
+        int kv_head, first_head, heads;
+    };
+
+    void attention(Worker& worker, int index, float* x, int rows, int finished);
+    void feed_forward(Worker& worker, int index, float* x, int rows);
+    QuantizedRows normed(Worker& worker, const float* x, const float* norm, int rows);
+    QuantizedRows plain(Worker& worker, const float* x, int rows, int stride);
+    void rotate_and_store(int layer, int row, int kv_head);
+    void attend(Worker& worker, int layer, const AttentionUnit& unit, bool rotate);
+    uint8_t* cell(int layer, int block, int kv_head) const;
+
+    Team& team_;
+    const KernelTable& kernels_;
+    const ModelShape shape_;
+    const DecoderWeights weights_;
+    const KvRegion kv_;
+    const size_t cell_bytes_;
+    const int hidden_, query_size_, kv_size_, query_stride_, qkv_stride_, ffn_stride_;
+    std::vector<float> qkv_, attended_, ffn_, query_scales_;
+    std::vector<int16_t> queries_;
+    std::vector<int> row_segments_;
+    std::vector<AttentionUnit> units_;
+    const std::vector<Segment>* segments_ = nullptr;
+    int planned_rows_ = 0;
+    bool chained_ = false;  // some row reads keys that another one stores in the same step
+};
+
+}  // namespace flashlet

@@ -1,0 +1,75 @@
+#include "team.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace flashlet {
+
+using Clock = std::chrono::steady_clock;
+
+Team::Team(const KernelTable& kernels, const TeamLimits& limits)
+    : kernels_(kernels),
+      pool_(limits.threads),
+      counters_(limits.stages),
+      quantized_(static_cast<size_t>(limits.rows) * static_cast<size_t>(limits.width)),
+      scales_(static_cast<size_t>(limits.rows)),
+      workers_(static_cast<size_t>(pool_.size())) {
+    for (size_t i = 0; i < workers_.size(); ++i) {
+        Worker& worker = workers_[i];
+        worker.index = static_cast<int>(i);
+        // A padded row may start behind another one that is not padded.
+        worker.normed.resize(static_cast<size_t>(limits.width + kGroup));
+        worker.quantized.resize(static_cast<size_t>(kPrivateRows * limits.width));
+        worker.scales.resize(kPrivateRows);
+        worker.scores.resize(static_cast<size_t>(kMaxTile) *
+                             static_cast<size_t>(round_up(limits.context_length, kBlock)));
+        worker.acc.resize(static_cast<size_t>(kMaxTile * round_up(limits.head_dim, kLanes)));
+        worker.sampler = std::make_unique<Sampler>(kernels, limits.vocab_size);
+    }
+}
+
+void Team::run(const std::function<void(Worker&)>& job) {
+    counters_.reset();
+    pool_.run([&](int index) {
+        Worker& worker = workers_[static_cast<size_t>(index)];
+        worker.stage = 0;
+        worker.drafting = false;
+        worker.mark = Clock::now();
+        job(worker);
+    });
+}
+
+void Team::finish(Worker& worker, Stage stage) {
+    ++worker.stage;
+    pool_.barrier();
+    if (worker.index != 0) return;
+    const Clock::time_point now = Clock::now();
+    profile_[static_cast<size_t>(worker.drafting ? Stage::kDraft : stage)] +=
+        std::chrono::duration<double>(now - worker.mark).count();
+    worker.mark = now;
+}
+
+void Team::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
+                   float* out, int out_stride, Stage stage) {
+    // Four or more chunks per thread, in whole gate/up pairs, none larger than the second-level cache.
+    const int chunk = std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
+    each(worker, w.panels, chunk,
+         [&](int begin, int end) { kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride); });
+    finish(worker, stage);
+}
+
+const float* Team::normed(Worker& worker, const float* x, const float* weight, int width, float eps,
+                          int stride) {
+    float* y = worker.normed.data();
+    std::fill_n(y + width, stride - width, 0.0f);
+    kernels_.rms_norm(x, weight, width, eps, y);
+    return y;
+}
+
+Profile Team::take_profile() {
+    const Profile result = profile_;
+    profile_.fill(0.0);
+    return result;
+}
+
+}  // namespace flashlet

@@ -1,0 +1,119 @@
+// The threads of a model, what each of them works in, and the stages that they go through together.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+#include "sampler.h"
+#include "thread_pool.h"
+
+namespace flashlet {
+
+enum class Stage {
+    kEmbed,
+    kNorm,
+    kQkv,
+    kRope,
+    kAttention,
+    kOutput,
+    kGateUp,
+    kDown,
+    kHead,
+    kSample,
+    kDraft,
+    kCount
+};
+using Profile = std::array<double, static_cast<size_t>(Stage::kCount)>;  // seconds
+
+// One thread's own.
+struct Worker {
+    int index = 0;
+    int stage = 0;          // index of the next chunk counter; equal on all threads
+    bool drafting = false;  // stages count as the draft's
+    std::vector<float> normed;
+    std::vector<int16_t> quantized;
+    std::vector<float> scales, scores, acc;
+    std::vector<float> spread;  // draft: logits of the whole vocabulary, -inf where the draft has none
+    std::unique_ptr<Sampler> sampler;
+    std::chrono::steady_clock::time_point mark;
+};
+
+struct TeamLimits {
+    int threads;
+    int stages;  // of one job
+    int rows;    // of activations
+    int width;   // of the widest row, a multiple of kGroup
+    int context_length, head_dim, vocab_size;
+};
+
+class Team {
+  public:
+    Team(const KernelTable& kernels, const TeamLimits& limits);
+
+    int size() const { return pool_.size(); }
+    const KernelTable& kernels() const { return kernels_; }
+    std::vector<Worker>& workers() { return workers_; }
+
+    // Runs job(worker) on every thread.
+    void run(const std::function<void(Worker&)>& job);
+
+    // Inside a job: hands out [0, total) in chunks. Work that others read is over after finish().
+    template <class Body>
+    void each(Worker& worker, int total, int chunk, Body&& body) {
+        counters_.each(worker.stage, total, chunk, body);
+    }
+    void finish(Worker& worker, Stage stage);
+
+    // Rows as integers: row_of(row) gives the floats, `stride` of them, a multiple of kGroup. A few rows are
+    // quantized by each thread for itself, which costs less than a barrier.
+    template <class RowOf>
+    QuantizedRows quantized(Worker& worker, int rows, int stride, RowOf&& row_of) {
+        const bool alone = rows <= kPrivateRows;
+        int16_t* values = alone ? worker.quantized.data() : quantized_.data();
+        float* scales = alone ? worker.scales.data() : scales_.data();
+        const auto quantize = [&](int begin, int end) {
+            for (int row = begin; row < end; ++row) {
+                const RowTile tile = tile_of(row, rows, kernels_.max_rows);
+                scales[row] =
+                    kernels_.quantize(row_of(row), stride,
+                                      values + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
+                                      row - tile.first, tile.rows);
+            }
+        };
+        if (alone) {
+            quantize(0, rows);
+        } else {
+            each(worker, rows, kRowChunk, quantize);
+            finish(worker, Stage::kNorm);
+        }
+        return {values, scales, stride};
+    }
+
+    void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
+                 float* out, int out_stride, Stage stage);
+
+    // The row divided by its root mean square, times weight, in worker.normed; zeros up to `stride`.
+    const float* normed(Worker& worker, const float* x, const float* weight, int width, float eps,
+                        int stride);
+
+    Profile take_profile();
+
+    static constexpr int kPrivateRows = 2;
+    static constexpr int kRowChunk = 4;  // rows per claim where a stage works row by row
+
+  private:
+    const KernelTable& kernels_;
+    ThreadPool pool_;
+    ChunkCounters counters_;
+    std::vector<int16_t> quantized_;
+    std::vector<float> scales_;
+    std::vector<Worker> workers_;
+    Profile profile_{};
+};
+
+}  // namespace flashlet
