@@ -54,15 +54,16 @@ class Grammar:
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
-        """A regular expression in Rust's syntax (no look-around, no back-references), matched as a whole.
+        r"""A regular expression in Rust's syntax (no look-around, no back-references), matched as a whole.
 
+        `\d` is 0 to 9; `\w` and `\s` are those of Unicode.
         Raises GrammarError if it ends in the middle of an escape.
         """
         from llguidance import regex_to_lark
 
         if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
             raise GrammarError("expected a character after the last backslash, got none")
-        return cls(f"start: /{regex_to_lark(pattern, '')}/")
+        return cls(f"start: /{regex_to_lark(pattern, 'd')}/")
 
     @classmethod
     def choice(cls, choices: Iterable[str]) -> Grammar:
