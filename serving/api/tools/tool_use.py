@@ -38,7 +38,7 @@ def tool_use(body: ChatRequest) -> ToolUse | None:
         InvalidRequestError: names given twice, a choice without tools or of an unknown one.
     """
     if not body.tools:
-        if body.tool_choice not in {None, "none"}:
+        if body.tool_choice is not None and body.tool_choice != "none":
             raise InvalidRequestError("tool_choice: only allowed where tools are given", "tool_choice")
         return None
     functions = [tool.function for tool in body.tools]

@@ -1,0 +1,491 @@
+"""Tools over HTTP. What the model would write is scripted; grammars may force it to write something else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import openai
+import pytest
+
+if TYPE_CHECKING:
+    from tests.serving.api.conftest import Server
+
+CHAT = "/v1/chat/completions"
+USER = {"role": "user", "content": "weather?"}
+WEATHER_SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "required": ["city"],
+}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "Get the weather.", "parameters": WEATHER_SCHEMA},
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+TOOLS = [WEATHER, NOW]
+WEATHER_CHOICE = {"type": "function", "function": {"name": "get_weather"}}
+PARIS = '{"city": "Paris", "days": 3}'
+QWEN = """\
+{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}Call: <tool_call>{\\"name\\": ..., \\"arguments\\": ...}</tool_call><|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}[{{ call.id }} {{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}
+{%- if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+LLAMA = (
+    QWEN.replace("<tool_call>", "")
+    .replace("arguments\\", "parameters\\")
+    .replace('\\"name', '"name')
+    .replace('name\\": ', 'name": ')
+)
+MISTRAL = QWEN.replace("<tool_call>", "[TOOL_CALLS]")
+
+
+def call(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def module_server(start_server: Callable[..., Server]) -> Server:
+    return start_server(context_length=8192)
+
+
+@pytest.fixture
+def server(module_server: Server) -> Iterator[Server]:
+    yield module_server
+    module_server.executor.script = None
+    module_server.wait_idle()
+
+
+def choices(server: Server, script: str, **body: Any) -> list[dict[str, Any]]:
+    """The choices of a plain answer, which must equal those of the streamed one."""
+    server.executor.script = script
+    body = {"messages": [USER], "tools": TOOLS, **body}
+    response = server.post(CHAT, **body)
+    assert response.status_code == 200, response.text
+    plain: list[dict[str, Any]] = response.json()["choices"]
+    events = server.stream(CHAT, **body)
+    assert events.pop() == "[DONE]"
+    assert [without_ids(choice) for choice in plain] == [
+        without_ids(choice) for choice in assembled([json.loads(event) for event in events])
+    ]
+    for choice in plain:
+        check_calls(choice, body["tools"])
+    return plain
+
+
+def choice_of(server: Server, script: str, **body: Any) -> dict[str, Any]:
+    (choice,) = choices(server, script, **body)
+    return choice
+
+
+def without_ids(choice: dict[str, Any]) -> Any:
+    return json.loads(re.sub(r"call_[0-9a-f]{24}", "call", json.dumps(choice)))
+
+
+def check_calls(choice: dict[str, Any], tools: list[dict[str, Any]]) -> None:
+    """Every call of a finished answer is one of a tool, with arguments that its schema accepts."""
+    calls = choice["message"].get("tool_calls", [])
+    assert "<tool_call>" not in (choice["message"]["content"] or "")
+    assert (choice["finish_reason"] == "tool_calls") == bool(calls) or choice["finish_reason"] == "length"
+    assert len({call["id"] for call in calls}) == len(calls)
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    for item in calls:
+        assert item.keys() == {"id", "type", "function"} and item["type"] == "function"
+        assert re.fullmatch(r"call_[0-9a-f]{24}", item["id"])
+        if choice["finish_reason"] == "tool_calls":
+            schema = schemas[item["function"]["name"]] or {"type": "object", "maxProperties": 0}
+            jsonschema.validate(json.loads(item["function"]["arguments"]), schema)
+
+
+def assembled(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Choices put together from chunks, by the rules of wire.md."""
+    found: dict[int, dict[str, Any]] = {}
+    for part in (choice for chunk in chunks for choice in chunk["choices"]):
+        delta, index = part["delta"], part["index"]
+        if index not in found:
+            assert delta == {"role": "assistant", "content": None}
+            message = {"role": "assistant", "content": None, "refusal": None}
+            found[index] = {"index": index, "message": message, "logprobs": None, "finish_reason": None}
+            continue
+        choice = found[index]
+        assert choice["finish_reason"] is None and "role" not in delta
+        choice["finish_reason"] = part["finish_reason"]
+        if part["logprobs"]:
+            choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
+            choice["logprobs"]["content"] += part["logprobs"]["content"]
+        message = choice["message"]
+        if "content" in delta:
+            assert not message.get("tool_calls")
+            message["content"] = (message["content"] or "") + delta["content"]
+        for item in delta.get("tool_calls", []):
+            calls = message.setdefault("tool_calls", [])
+            if item["index"] == len(calls):
+                assert item["function"]["arguments"] == ""
+                calls.append({name: item[name] for name in ("id", "type", "function")})
+            else:
+                assert item.keys() == {"index", "function"} and item["index"] == len(calls) - 1
+                assert item["function"].keys() == {"arguments"} and item["function"]["arguments"]
+                calls[-1]["function"]["arguments"] += item["function"]["arguments"]
+    return [found[index] for index in sorted(found)]
+
+
+def functions(choice: dict[str, Any]) -> list[tuple[str, str]]:
+    calls = choice["message"].get("tool_calls", [])
+    return [(item["function"]["name"], item["function"]["arguments"]) for item in calls]
+
+
+def test_a_call_and_its_shape(server: Server) -> None:
+    choice = choice_of(server, call("get_weather", PARIS))
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+    assert functions(choice) == [("get_weather", PARIS)]
+
+
+def test_text_before_calls_and_several_calls(server: Server) -> None:
+    script = "Let me look. \n" + call("get_weather", PARIS) + "\n" + call("now", "{}")
+    choice = choice_of(server, script)
+    assert choice["message"]["content"] == "Let me look."
+    assert functions(choice) == [("get_weather", PARIS), ("now", "{}")]
+    alone = choice_of(server, script, parallel_tool_calls=False)
+    assert functions(alone) == [("get_weather", PARIS)] and alone["finish_reason"] == "tool_calls"
+
+
+def test_text_alone(server: Server) -> None:
+    for text in ("Sunny, 20 °C 🙂.", "a <tool_ca", "<b>日</b>", "", " \n"):
+        choice = choice_of(server, text)
+        assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
+        assert choice["finish_reason"] == "stop"
+
+
+def test_wrong_calls_are_put_right(server: Server) -> None:
+    """The grammar replaces what is not allowed; the arguments validate in any case."""
+    for script in (
+        call("unknown", "{}"),
+        call("get_weather", "{}"),
+        call("get_weather", '{"city": 3, "other": [1]}'),
+        call("get_weather", '{"days": "x"'),
+        "<tool_call>no",
+        call("now", '{"x": 1}'),
+        call("now", "{}") + " and more text",
+    ):
+        choice = choice_of(server, script, max_tokens=150)
+        assert functions(choice) and choice["finish_reason"] in {"tool_calls", "length"}
+    assert functions(choice) == [("now", "{}")]
+
+
+@pytest.mark.parametrize("choice", ["required", WEATHER_CHOICE])
+def test_forced_calls(server: Server, choice: Any) -> None:
+    answer = choice_of(server, call("get_weather", PARIS), tool_choice=choice)
+    assert functions(answer) == [("get_weather", PARIS)] and answer["message"]["content"] is None
+    unwilling = choice_of(server, "I would rather not.", tool_choice=choice, max_tokens=150)
+    assert functions(unwilling)[0][0] == "get_weather"
+
+
+def test_a_named_function_is_called_once(server: Server) -> None:
+    twice = call("now", "{}") + "\n" + call("now", "{}")
+    assert len(functions(choice_of(server, twice))) == 2
+    named = {"type": "function", "function": {"name": "now"}}
+    assert functions(choice_of(server, twice, tool_choice=named)) == [("now", "{}")]
+
+
+def test_calls_in_a_row_end(server: Server) -> None:
+    choice = choice_of(server, "\n".join([call("now", "{}")] * 40))
+    assert len(functions(choice)) == 32 and choice["finish_reason"] == "tool_calls"
+
+
+def test_no_tools_no_calls(server: Server) -> None:
+    text = call("now", "{}")
+    server.executor.script = text
+    answer = server.post(CHAT, messages=[USER]).json()
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": text, "refusal": None}
+    answer = server.post(CHAT, messages=[USER], tools=TOOLS, tool_choice="none", max_tokens=200).json()
+    message = answer["choices"][0]["message"]
+    assert "tool_calls" not in message and message["content"] and "<tool_call>" not in message["content"]
+    prompts = [server.post(CHAT, messages=[USER], max_tokens=1, **extra).json()["usage"]["prompt_tokens"] for extra in (
+        {}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}, {"tools": TOOLS}
+    )]  # fmt: skip
+    assert prompts[0] == prompts[1] == prompts[2] < prompts[3]
+
+
+def test_nasty_arguments(server: Server) -> None:
+    value = 'a "b" </tool_call> \\ {"}]\n<tool_call>\n é日🙂\u2028'
+    arguments = json.dumps({"city": value}, ensure_ascii=False)
+    choice = choice_of(server, "ok " + call("get_weather", arguments))
+    assert functions(choice) == [("get_weather", arguments)]
+    assert json.loads(functions(choice)[0][1]) == {"city": value}
+
+
+def test_max_tokens_cut_calls(server: Server) -> None:
+    script = "Hm. " + call("get_weather", PARIS)
+    whole = functions(choice_of(server, script))[0][1]
+    for limit in range(1, len(script) + 2, 3):
+        choice = choice_of(server, script, max_tokens=limit)
+        assert choice["finish_reason"] == ("length" if limit <= len(script) else "tool_calls")
+        assert "Hm.".startswith((choice["message"]["content"] or "").rstrip())
+        for name, arguments in functions(choice):
+            assert name == "get_weather" and whole.startswith(arguments)
+
+
+def test_stop_strings_end_text_but_no_calls(server: Server) -> None:
+    script = "Well, now. " + call("get_weather", PARIS)
+    choice = choice_of(server, script, stop=["\n", "Paris", '"'])
+    assert choice["message"]["content"] == "Well, now." and functions(choice) == [("get_weather", PARIS)]
+    choice = choice_of(server, script, stop=[", n", "Paris"])
+    assert choice["message"]["content"] == "Well" and choice["finish_reason"] == "stop"
+    choice = choice_of(server, script, stop=["Paris"], tool_choice="required", max_tokens=150)
+    assert functions(choice)[0][0] == "get_weather"
+
+
+def test_several_choices_and_logprobs(server: Server) -> None:
+    script = "So: " + call("get_weather", PARIS)
+    answers = choices(server, script, n=3, logprobs=True, top_logprobs=2)
+    ids = {item["id"] for choice in answers for item in choice["message"]["tool_calls"]}
+    assert len(answers) == len(ids) == 3
+    for choice in answers:
+        tokens = choice["logprobs"]["content"]
+        assert b"".join(bytes(token["bytes"]) for token in tokens).decode() == script
+
+
+def test_token_ids_beside_calls(server: Server) -> None:
+    server.executor.script = call("now", "{}")
+    body = {"messages": [USER], "tools": TOOLS, "return_token_ids": True}
+    answer = server.post(CHAT, **body).json()
+    (plain,) = answer["choices"]
+    events = [json.loads(event) for event in server.stream(CHAT, **body)[:-1]]
+    chunks = [event["choices"][0] for event in events]
+    assert sum((chunk.get("token_ids", []) for chunk in chunks), []) == plain["token_ids"]
+    assert events[0]["prompt_token_ids"] == answer["prompt_token_ids"]
+    assert len(plain["token_ids"]) == len(server.executor.script) + 1
+
+
+def test_response_format_beside_tools(server: Server) -> None:
+    schema = {"type": "object", "properties": {"t": {"type": "string"}}, "required": ["t"]}
+    body = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+    text = '{"t": "<tool_call> 日"}'
+    server.executor.script = text
+    for choice in ("auto", "none"):
+        answer = server.post(CHAT, messages=[USER], tools=TOOLS, tool_choice=choice, **body).json()
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": text, "refusal": None}
+    assert functions(choice_of(server, call("get_weather", PARIS), **body)) == [("get_weather", PARIS)]
+    assert functions(choice_of(server, text, tool_choice="required", max_tokens=150, **body))
+    body["response_format"]["json_schema"]["schema"] = {"type": "foo"}
+    response = server.post(CHAT, messages=[USER], tools=TOOLS, **body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "response_format"
+
+
+ROUND = [
+    USER,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": PARIS}},
+            {"id": "call_2", "type": "function", "function": {"name": "now", "arguments": ""}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "rain"}]},
+    {"role": "tool", "tool_call_id": "call_2", "content": "noon"},
+]
+
+
+def prompt_of(server: Server, **body: Any) -> str:
+    """The prompt that a request is turned into."""
+    server.executor.script = "ok"
+    response = server.post(CHAT, return_token_ids=True, **{"messages": ROUND, "tools": TOOLS, **body})
+    assert response.status_code == 200, response.text
+    ids = response.json()["prompt_token_ids"]
+    text: str = server.post("/detokenize", tokens=ids).json()["prompt"]
+    return text
+
+
+def test_prompt_of_a_template_without_tools(server: Server) -> None:
+    text = prompt_of(server, messages=[{"role": "developer", "content": "Be brief."}, *ROUND])
+    system, example, rest = text.partition("<|im_start|>user\nGet the weather.<|im_end|>\n")
+    assert system.startswith("<|im_start|>system\nBe brief.\n\n") and json.dumps(WEATHER_SCHEMA) in system
+    assert example and rest.startswith(
+        "<|im_start|>assistant\n" + call("get_weather", '{"city": "...", "days": 1}') + "<|im_end|>\n"
+    )
+    assert rest.endswith(
+        "<|im_start|>user\nweather?<|im_end|>\n<|im_start|>assistant\n"
+        + call("get_weather", PARIS) + "\n" + call("now", "{}")
+        + "<|im_end|>\n<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n<tool_response>\nnoon\n"
+        "</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )  # fmt: skip
+    without = prompt_of(server, tools=None)
+    assert without == rest[rest.index("<|im_start|>user\nweather?") :]
+
+
+def test_templates_that_know_tools(start_server: Callable[..., Server]) -> None:
+    server = start_server(context_length=4096, template=QWEN)
+    text = prompt_of(server)
+    assert '"name": "get_weather"' in text and "You can call these tools" not in text
+    assert f"[call_1 get_weather {PARIS}][call_2 now {{}}]" in text and "rain(call_1)" in text
+    choice = choice_of(server, "Yes.\n" + call("get_weather", PARIS))
+    assert functions(choice) == [("get_weather", PARIS)] and choice["message"]["content"] == "Yes."
+
+
+def test_llama_convention(start_server: Callable[..., Server]) -> None:
+    server = start_server(context_length=4096, template=LLAMA)
+    script = f'{{"name": "get_weather", "parameters": {PARIS}}}'
+    assert functions(choice_of(server, script + " more")) == [("get_weather", PARIS)]
+    assert functions(choice_of(server, script, tool_choice="required")) == [("get_weather", PARIS)]
+    assert choice_of(server, "text " + script)["message"]["content"] == "text " + script
+    response = server.post(CHAT, messages=[USER], tools=TOOLS, response_format={"type": "json_object"})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "response_format"
+
+
+def test_mistral_convention(start_server: Callable[..., Server]) -> None:
+    server = start_server(context_length=4096, template=MISTRAL)
+    call_id, result_id = re.findall(r"\[(\w+) get_weather|rain\((\w+)\)", prompt_of(server))
+    assert call_id[0] == result_id[1] and re.fullmatch("[a-z0-9]{9}", call_id[0])
+    script = f'Ok. [TOOL_CALLS] [{{"name": "get_weather", "arguments": {PARIS}}}, {{"name": "now", "arguments": {{}}}}]'
+    choice = choice_of(server, script)
+    assert functions(choice) == [("get_weather", PARIS), ("now", "{}")]
+    assert choice["message"]["content"] == "Ok."
+
+
+def test_continuing_a_message(server: Server) -> None:
+    messages = [*ROUND, {"role": "assistant", "content": "It is"}]
+    text = prompt_of(server, messages=messages, continue_final_message=True, add_generation_prompt=False)
+    assert text.endswith("<|im_start|>assistant\nIt is")
+    text = prompt_of(server, messages=ROUND, add_generation_prompt=False)
+    assert text.endswith("</tool_response><|im_end|>\n")
+    response = server.post(CHAT, messages=ROUND[:2], tools=TOOLS, continue_final_message=True)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "continue_final_message"
+
+
+def tool(name: str = "f", **parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **parameters}}
+
+
+def history(**message: Any) -> dict[str, Any]:
+    return {"messages": [USER, {"role": "assistant", "content": None} | message]}
+
+
+def past_call(**function: Any) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"} | function}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [tool("")]}, "tools[0].function.name"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name"),
+        ({"tools": [tool("é")]}, "tools[0].function.name"),
+        ({"tools": [tool("x" * 65)]}, "tools[0].function.name"),
+        ({"tools": [tool("f\n")]}, "tools[0].function.name"),
+        ({"tools": [NOW, tool("f"), tool("f")]}, "tools[2].function.name"),
+        ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
+        ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
+        ({"tools": [tool(parameters={"type": ["object", "null"]})]}, "tools[0].function.parameters"),
+        ({"tools": [NOW, tool(parameters={"properties": {"a": {"type": "foo"}}})]}, "tools[1].function.parameters"),
+        ({"tools": [tool(parameters={"properties": {"a": {"$ref": "#/no"}}})]}, "tools[0].function.parameters"),
+        ({"tools": [tool(parameters={"properties": {"a": {"not": {}}}})]}, "tools[0].function.parameters"),
+        ({"tools": [tool(parametres={})]}, "tools[0].function.parametres"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": {}}, "tools"),
+        ({"tools": [NOW] * 129}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": "required", "tools": []}, "tool_choice"),
+        ({"tool_choice": WEATHER_CHOICE}, "tool_choice"),
+        ({"tool_choice": "any", "tools": TOOLS}, "tool_choice"),
+        ({"tool_choice": 1, "tools": TOOLS}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}, "tools": TOOLS}, "tool_choice.function"),
+        ({"tool_choice": WEATHER_CHOICE, "tools": [NOW]}, "tool_choice.function.name"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        (history(), "messages[1].content"),
+        (history(tool_calls=[]), "messages[1].content"),
+        (history(tool_calls=[{"id": "c"}]), "messages[1].tool_calls[0].type"),
+        (history(tool_calls=[past_call(arguments="{")]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call(arguments="[]")]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call(arguments="[" * 9999)]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call(arguments='{"a": "\\ud800"}')]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call()], role="user"), "messages[1].tool_calls"),
+        (history(function_call={"name": "f", "arguments": "{}"}), "messages[1].function_call"),
+        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
+    ],
+)  # fmt: skip
+def test_refused(server: Server, body: dict[str, Any], param: str) -> None:
+    response = server.post(CHAT, **{"messages": [USER], **body})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+def test_arguments_schemas(server: Server) -> None:
+    for parameters, arguments in (
+        (None, "{}"),
+        ({}, "{}"),
+        ({"type": "object", "properties": {}}, "{}"),
+        ({"type": "object"}, '{"any": [1, null]}'),
+        ({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}}, '{"a": 5}'),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"x y": 1}'),
+        ({"anyOf": [{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}]}, '{"a": 1}'),
+        (
+            {"properties": {'a"b\\é<': {"enum": ["</tool_call>", "\n"]}}},
+            json.dumps({'a"b\\é<': "</tool_call>"}, ensure_ascii=False),
+        ),
+    ):
+        for strict in (True, False):
+            tools = [tool("f", parameters=parameters, strict=strict)]
+            assert functions(choice_of(server, call("f", arguments), tools=tools)) == [("f", arguments)]
+
+
+def test_many_and_huge_tools(server: Server) -> None:
+    tools = [tool(f"t{i}", parameters={"properties": {"a": {"type": "integer"}}}) for i in range(100)]
+    server.executor.script = call("t57", '{"a": 1}')
+    choice = choice_of(server, call("t57", '{"a": 1}'), tools=tools)
+    assert functions(choice) == [("t57", '{"a": 1}')]
+    for huge in ({"enum": ["x" * 1_000_000]}, {"description": "d" * 1_000_000, "type": "integer"}):
+        response = server.post(
+            CHAT, messages=[USER], tools=[NOW, tool(parameters={"properties": {"a": huge}})]
+        )
+        assert response.status_code == 400 and response.json()["error"]["param"] in {
+            "tools[1].function.parameters", "messages",
+        }  # fmt: skip
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_openai_loop(server: Server, client: openai.OpenAI) -> None:
+    server.executor.script = "One moment. " + call("get_weather", PARIS)
+    messages: list[Any] = [USER]
+    answer = client.chat.completions.create(model="toy", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
+    message = answer.choices[0].message
+    assert message.tool_calls and message.tool_calls[0].type == "function"
+    assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Paris", "days": 3}
+    messages += [message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}]
+    server.executor.script = "It rains."
+    answer = client.chat.completions.create(model="toy", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
+    assert answer.choices[0].message.content == "It rains." and answer.choices[0].finish_reason == "stop"
+
+
+def test_openai_stream_helper(server: Server, client: openai.OpenAI) -> None:
+    server.executor.script = call("get_weather", PARIS) + "\n" + call("now", "{}")
+    with client.chat.completions.stream(model="toy", messages=[USER], tools=TOOLS) as stream:  # type: ignore[arg-type, list-item]
+        events = [*stream]
+        final = stream.get_final_completion()
+    message = final.choices[0].message
+    assert final.choices[0].finish_reason == "tool_calls" and message.tool_calls
+    assert [item.function.arguments for item in message.tool_calls] == [PARIS, "{}"]
+    assert sum(event.type == "tool_calls.function.arguments.done" for event in events) == 2
+    server.executor.script = "It rains."
+    follow_up: Any = [
+        USER,
+        message,
+        *({"role": "tool", "tool_call_id": item.id, "content": "x"} for item in message.tool_calls),
+    ]
+    answer = client.chat.completions.create(model="toy", messages=follow_up, tools=TOOLS)  # type: ignore[arg-type]
+    assert answer.choices[0].message.content == "It rains."
