@@ -48,9 +48,9 @@ def chat_router(service: Service) -> APIRouter:
         async with cancel_on_disconnect(request.receive, generation.cancel):
             async for index, event in generation.events():
                 choices[index].push(event)
-        scores = choices[0].prompt_scores  # the prompt is scored once for all
-        answers = [{"index": index, **choice.answer(scores)} for index, choice in enumerate(choices)]
-        return json_response(head | {"choices": answers, "usage": generation.usage()})
+        answers = [{"index": index, **choice.answer()} for index, choice in enumerate(choices)]
+        answer = head | {"choices": answers, "usage": generation.usage()}
+        return json_response(answer | choices[0].prompt_fields())
 
     return router
 
@@ -71,12 +71,13 @@ async def _queue(
     service: Service, model: LoadedModel, body: ChatRequest, calling: Calling | None
 ) -> Generation:
     check_num_sequences(body, 1, model.max_sequences)
+    limits = [limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None]
     prompt = await chat_prompt(model, body, () if calling is None else calling.shown)
     requests = generation_requests(
         body,
         [prompt],
         continues_prompt=bool(body.continue_final_message),
-        max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+        max_tokens=min(limits, default=None),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await (format_grammar(model, body) if calling is None else calling.grammar()),
     )
@@ -89,9 +90,13 @@ async def _events(
     generation: Generation, writer: ChunkWriter, choices: list[_Choice]
 ) -> AsyncIterator[bytes]:
     """Encoded chunks: the role, one per token, the finish reason, and the usage at the end."""
+    further = choices[0].prompt_ids()  # in the first chunk
     async for index, event in generation.events():
         choice = choices[index]
-        chunk = b"" if choice.started else writer.chunk(index, choice.start())
+        chunk = b""
+        if not choice.started:
+            chunk = writer.chunk(index, choice.start(), further=further)
+            further = b""
         for delta in choice.push(event):
             chunk += writer.chunk(
                 index, b'"delta":' + encode_json(delta) + choice.take_ids(), choice.take_logprobs()
@@ -112,7 +117,7 @@ class _Choice:
     ) -> None:
         self.started = False
         self.finish_reason: str | None = None
-        self.prompt_scores: Sequence[TokenLogprobs | None] | None = None
+        self._prompt_scores: Sequence[TokenLogprobs | None] | None = None
         self._model = model
         self._body = body
         self._request = request
@@ -121,15 +126,18 @@ class _Choice:
         self._token_ids: list[int] = []  # not taken yet
 
     def start(self) -> bytes:
-        """Encoded fields of the first chunk."""
+        """Encoded delta of the first chunk."""
         self.started = True
-        ids = prompt_token_ids(self._request.prompt) if self._body.return_token_ids else b""
-        return b'"delta":' + encode_json(self._answer.start) + ids
+        return b'"delta":' + encode_json(self._answer.start)
+
+    def prompt_ids(self) -> bytes:
+        """Encoded field with the prompt's ids, if the request wants them."""
+        return prompt_token_ids(self._request.prompt) if self._body.return_token_ids else b""
 
     def push(self, event: TokenEvent) -> list[dict[str, Any]]:
         """Deltas that one event adds."""
         if event.prompt_logprobs is not None:
-            self.prompt_scores = event.prompt_logprobs
+            self._prompt_scores = event.prompt_logprobs
         if event.token_id is not None:
             self._token_ids.append(event.token_id)
         has_token = event.token_id is not None and not self._model.only_ends(event, self._request)
@@ -154,16 +162,24 @@ class _Choice:
         ids, self._token_ids = self._token_ids, []
         return b',"token_ids":' + encode_json(ids)
 
-    def answer(self, prompt_scores: Sequence[TokenLogprobs | None] | None) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
         """The choice of a plain answer, without its index."""
-        tokenizer, body = self._model.tokenizer, self._body
+        body = self._body
         answer: dict[str, Any] = {
             "message": self._answer.message(),
-            "logprobs": chat_logprobs(tokenizer, self._scores) if body.logprobs else None,
+            "logprobs": chat_logprobs(self._model.tokenizer, self._scores) if body.logprobs else None,
             "finish_reason": self.finish_reason,
         }
-        if body.prompt_logprobs is not None and prompt_scores is not None:
-            answer["prompt_logprobs"] = prompt_logprobs(tokenizer, prompt_scores, body.prompt_logprobs)
         if body.return_token_ids:
-            answer |= {"prompt_token_ids": self._request.prompt, "token_ids": self._token_ids}
+            answer["token_ids"] = self._token_ids
         return answer
+
+    def prompt_fields(self) -> dict[str, Any]:
+        """What a plain answer says about the prompt; only the first choice has its scores."""
+        fields: dict[str, Any] = {}
+        wanted = self._body.prompt_logprobs
+        if wanted is not None and self._prompt_scores is not None:
+            fields["prompt_logprobs"] = prompt_logprobs(self._model.tokenizer, self._prompt_scores, wanted)
+        if self._body.return_token_ids:
+            fields["prompt_token_ids"] = self._request.prompt
+        return fields

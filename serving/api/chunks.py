@@ -48,21 +48,29 @@ class ChunkWriter:
         self._include_usage = bool(options and options.include_usage)
         self._continuous_usage = bool(options and options.continuous_usage_stats)
         self._head = b"data: " + encode_json(head)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
+        self._tail = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
 
     def chunk(
-        self, index: int, payload: bytes, logprobs: bytes = b"null", finish: str | None = None
+        self,
+        index: int,
+        payload: bytes,
+        logprobs: bytes = b"null",
+        finish: str | None = None,
+        further: bytes = b"",
     ) -> bytes:
-        """One event. `payload` is the choice's own fields, encoded: `"delta":{...}` or `"text":"..."`."""
+        """One event. `payload` is the choice's own fields, encoded: `"delta":{...}` or `"text":"..."`.
+
+        `further`: fields beside the choices, each with a comma before it.
+        """
         reason = b'"%b"' % finish.encode() if finish else b"null"
         tail = self._usage_tail() if self._continuous_usage else self._tail
-        return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}%b' % (
-            self._head, index, payload, logprobs, reason, tail
+        return b'%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b}]%b%b' % (
+            self._head, index, payload, logprobs, reason, further, tail
         )  # fmt: skip
 
     def ending(self) -> bytes:
         """What follows the last choice's end: the usage chunk if it was asked for, or nothing."""
-        return self._head + self._usage_tail() if self._include_usage else b""
+        return self._head + b"]" + self._usage_tail() if self._include_usage else b""
 
     def _usage_tail(self) -> bytes:
-        return b'],"usage":%b}\n\n' % encode_json(self._generation.usage())
+        return b',"usage":%b}\n\n' % encode_json(self._generation.usage())

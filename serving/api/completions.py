@@ -54,7 +54,8 @@ async def _submit(service: Service, model: LoadedModel, body: CompletionRequest)
     if body.best_of not in {None, body.num_choices}:
         raise InvalidRequestError(f"best_of: expected n ({body.num_choices}), got {body.best_of}", "best_of")
     check_num_sequences(body, len(body.prompts), model.max_sequences)
-    prompts = await plain_prompts(model, body.prompts, body.add_special_tokens is not False)
+    add_special_tokens = body.add_special_tokens is not False
+    prompts = await plain_prompts(model, body.prompts, add_special_tokens, body.truncate_prompt_tokens)
     requests = generation_requests(
         body,
         prompts,

@@ -68,16 +68,16 @@ def embeddings_router(service: Service) -> APIRouter:
 
 async def _requests(model: LoadedModel, body: EmbeddingRequest) -> list[GenerationRequest]:
     """One request per text, all of them within the context."""
-    prompts = await plain_prompts(model, body.inputs, body.add_special_tokens is not False)
-    kept = [prompt[-(body.truncate_prompt_tokens or 0) :] for prompt in prompts]
-    for index, prompt in enumerate(kept):
+    add_special_tokens = body.add_special_tokens is not False
+    prompts = await plain_prompts(model, body.inputs, add_special_tokens, body.truncate_prompt_tokens)
+    for index, prompt in enumerate(prompts):
         if not prompt:
             raise InvalidRequestError(f"input: expected at least one token, text {index} has none", "input")
         if len(prompt) > model.max_model_len:
             raise ContextLengthError(
                 f"the longest text is {model.max_model_len} tokens; text {index} has {len(prompt)}", "input"
             )
-    return [GenerationRequest(prompt, max_tokens=0, embed=True) for prompt in kept]
+    return [GenerationRequest(prompt, max_tokens=0, embed=True) for prompt in prompts]
 
 
 async def _embed(

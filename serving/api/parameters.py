@@ -54,7 +54,7 @@ def generation_requests(
     scored = [number for number in (echo_logprobs, fields.prompt_logprobs) if number is not None]
     return [
         GenerationRequest(
-            prompt=prompt[-(fields.truncate_prompt_tokens or 0) :],
+            prompt=prompt,
             sampling=params,
             max_tokens=max_tokens,
             min_tokens=fields.min_tokens or 0,

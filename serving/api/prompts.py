@@ -24,25 +24,39 @@ async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
     return work() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
 
-def _encode(model: LoadedModel, text: str, add_special_tokens: bool) -> list[int]:
-    """Token ids of a prompt. Raises ContextLengthError without tokenizing what is far too long."""
-    if len(text) > INLINE_CHARACTERS:
+def _encode(
+    model: LoadedModel, text: str, add_special_tokens: bool, last_tokens: int | None
+) -> tuple[int, ...]:
+    """Token ids of a prompt, or the last ones. Raises ContextLengthError early for what is far too long."""
+    if len(text) > INLINE_CHARACTERS and last_tokens is None:
         fewest = len(text.encode()) // model.longest_token
         if fewest > model.max_model_len:
             raise ContextLengthError(
                 f"the longest sequence is {model.max_model_len} tokens; the prompt has at least {fewest}",
                 "prompt",
             )
-    return model.tokenizer.encode(text, add_special_tokens)
+    return _cut(model.tokenizer.encode(text, add_special_tokens), last_tokens)
+
+
+def _cut(ids: Sequence[int], last_tokens: int | None) -> tuple[int, ...]:
+    return tuple(ids if last_tokens is None else ids[-last_tokens:])
 
 
 async def plain_prompts(
-    model: LoadedModel, prompts: Sequence[str | Sequence[int]], add_special_tokens: bool
+    model: LoadedModel,
+    prompts: Sequence[str | Sequence[int]],
+    add_special_tokens: bool,
+    last_tokens: int | None,
 ) -> list[tuple[int, ...]]:
-    """Prompts of a legacy completion; ids are used as they are."""
+    """Prompts that are not conversations; ids are used as they are.
+
+    `last_tokens`: keep only so many of each.
+    """
 
     def encode(prompt: str | Sequence[int]) -> tuple[int, ...]:
-        return tuple(_encode(model, prompt, add_special_tokens) if isinstance(prompt, str) else prompt)
+        if isinstance(prompt, str):
+            return _encode(model, prompt, add_special_tokens, last_tokens)
+        return _cut(prompt, last_tokens)
 
     num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     return await off_loop(num_characters, lambda: [encode(prompt) for prompt in prompts])
@@ -76,7 +90,7 @@ async def chat_prompt(
             continue_final_message=resume,
             extra=request.chat_template_kwargs,
         )
-        return tuple(_encode(model, text, bool(request.add_special_tokens)))
+        return _encode(model, text, bool(request.add_special_tokens), request.truncate_prompt_tokens)
 
     if functions:  # whose schemas may be long
         return await asyncio.to_thread(render_and_encode)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from flashlet.serving.api.schema.base import AnswerModel, Unsupported, WireModel, kind_of
+from flashlet.serving.api.schema.logprobs import PromptLogprobs
 from flashlet.serving.api.schema.sampling import MAX_TOP_LOGPROBS, SamplingFields
 from flashlet.serving.api.schema.tools import MAX_TOOLS, AnsweredCall, CallDelta, Tool, ToolCall, ToolChoice
 from flashlet.serving.api.schema.usage import Usage
@@ -66,7 +67,7 @@ class ChatRequest(SamplingFields):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
-        None, description="Same as `max_tokens`; by default the rest of the context."
+        None, description="Same as `max_tokens`; the smaller one counts. Default: the rest of the context."
     )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -125,6 +126,7 @@ class ChatChoice(AnswerModel):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(AnswerModel):
@@ -137,6 +139,8 @@ class ChatCompletion(AnswerModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class ChatDelta(AnswerModel):
@@ -154,6 +158,7 @@ class ChatChunkChoice(AnswerModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"] | None
+    token_ids: list[int] | None = None
 
 
 class ChatChunk(AnswerModel):
@@ -166,3 +171,4 @@ class ChatChunk(AnswerModel):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from flashlet.serving.api.schema.base import AnswerModel, Unsupported
+from flashlet.serving.api.schema.logprobs import PromptLogprobs
 from flashlet.serving.api.schema.prompt import Prompt, prompt_list
 from flashlet.serving.api.schema.sampling import MAX_CHOICES, MAX_TOP_LOGPROBS, SamplingFields
 from flashlet.serving.api.schema.usage import Usage
@@ -50,6 +51,9 @@ class CompletionChoice(AnswerModel):
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class Completion(AnswerModel):
