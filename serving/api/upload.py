@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from flashlet.serving.api.body import BODY_TIMEOUT
 from flashlet.serving.api.errors import BodyTimeoutError, BodyTooLargeError
 from flashlet.serving.api.schema.files import MAX_SECONDS, MIN_SECONDS
-from flashlet.serving.errors import InvalidRequestError
+from flashlet.serving.errors import InvalidRequestError, RequestError
 
 FORM_BYTES = 64 << 10  # of everything in the form but the file
 MAX_FILENAME = 255
@@ -56,7 +56,7 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
         raise InvalidRequestError("file: this field is required", "file", "missing_required_parameter")
     try:
         return _checked(file, fields, max_bytes)
-    except InvalidRequestError:
+    except RequestError:
         await form.close()
         raise
 

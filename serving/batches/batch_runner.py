@@ -52,8 +52,10 @@ class BatchRunner:
         self._task.cancel()
         await asyncio.wait({self._task})
         await self._cancel_lines(None)
-        if self._answers:
+        try:
             await self._store_answers()
+        except Exception:
+            logger.exception("the last answers are lost; their lines run again after the next start")
 
     async def _run(self) -> None:
         if not self._store.config.database.exists():

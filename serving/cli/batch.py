@@ -33,7 +33,7 @@ def batch(
         str | None,
         typer.Option(help="Name, ORG/REPO or path.", show_default="the default of `flashlet models`"),
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="Lines that run at once.")] = 32,
+    parallel: Annotated[int, typer.Option(min=1, max=512, help="Lines that run at once.")] = 32,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = "cpu",
     weights: opt.WeightsOption = "int8",

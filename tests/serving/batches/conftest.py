@@ -93,7 +93,7 @@ class ServerProcess:
         self, batch: Batch, until: Callable[[Batch], bool] = lambda batch: batch.status in ENDED
     ) -> Batch:
         """The batch as it is once `until` holds; by default, once it has ended."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not until(batch := self.client.batches.retrieve(batch.id)):
             assert time.monotonic() < deadline, batch
             time.sleep(0.02)

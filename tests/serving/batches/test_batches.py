@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import time
 from collections.abc import Callable
@@ -58,14 +59,14 @@ def test_a_stopped_server_leaves_what_the_next_one_resumes(
     start: Callable[..., ServerProcess], lines: SimpleNamespace
 ) -> None:
     server = start()
-    batch = server.submit(lines.jsonl(*(lines.chat(number, max_tokens=60) for number in range(60))), CHAT)
+    batch = server.submit(lines.jsonl(*(lines.chat(number, max_tokens=40) for number in range(40))), CHAT)
     server.wait(batch, lambda batch: bool(batch.request_counts and batch.request_counts.completed))
     assert server.end(signal.SIGTERM) == 0
     server.start()
     done = server.wait(batch)
     assert done.status == "completed"
     assert [answer["custom_id"] for answer in server.output(done.output_file_id)] == [
-        f"line-{number}" for number in range(60)
+        f"line-{number}" for number in range(40)
     ]
 
 
@@ -220,6 +221,22 @@ def test_wrong_forms_are_refused(server: ServerProcess, fields: dict[str, str], 
         "invalid_form",
         "missing_required_parameter",
     }
+
+
+def test_announced_size_is_refused_at_once(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=20)
+    headers = {
+        "x-api-key": "one",
+        "content-type": "multipart/form-data; boundary=x",
+        "content-length": 1 << 40,
+    }
+    connection.putrequest("POST", "/v1/files")
+    for name, value in headers.items():
+        connection.putheader(name, str(value))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413 and b"request_too_large" in answer.read()
+    connection.close()
 
 
 def test_a_batch_is_made_of_a_batch_file(server: ServerProcess, lines: SimpleNamespace) -> None:
