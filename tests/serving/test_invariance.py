@@ -1,21 +1,24 @@
 """Contract 1: what a sequence gets depends on its own prompt, parameters and seed, and on nothing else.
 
 Each round submits 48 requests to a pool with few blocks, cancels some, and compares every event with what the
-same request got alone.
+same request got alone, without speculation.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import abc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_letters
+from typing import Any
 
 import pytest
 
 from flashlet.model.executor import Executor, ExecutorOptions, create_executor
 from flashlet.model.sampling import SamplingParams
+from flashlet.model.step import SequenceSlice, SliceOutput, Step
 from flashlet.model.tokenizer import Tokenizer, load_tokenizer
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.engine import Engine
@@ -24,6 +27,8 @@ from flashlet.serving.engine.sequence import Sequence, SequenceStatus
 from flashlet.serving.memory import kv_bytes_per_token
 
 ROUNDS = 20
+DRAFT_TOKENS = 5
+DRAFT_ACCURACY = 0.8
 REQUESTS = 48
 LONG = 6  # so many of them grow from one block to three or four: more than was free when they started
 BLOCK = 32
@@ -41,6 +46,45 @@ class Setup:
     alone: list[list[TokenEvent]]
     preemptions: dict[int, int] = field(default_factory=dict)  # by round
     prefix_hits: dict[int, int] = field(default_factory=dict)  # likewise, in tokens
+    accepted: dict[int, int] = field(default_factory=dict)  # proposed tokens that were right, likewise
+
+    def answers(self) -> dict[int, list[int]]:
+        """Prompts and answers together, by seed."""
+        return {
+            request.sampling.seed: [
+                *request.prompt, *(event.token_id for event in events if event.token_id is not None)
+            ]
+            for request, events in zip(self.requests, self.alone, strict=True)
+        }  # fmt: skip
+
+
+class Foreseeing:
+    """An executor whose draft model knows the answers, and is wrong now and then. Seeds tell them apart."""
+
+    max_draft_tokens = DRAFT_TOKENS
+
+    def __init__(self, executor: Executor, rng: random.Random, answers: dict[int, list[int]]) -> None:
+        """`answers`: whole sequences by seed."""
+        self._executor = executor
+        self._rng = rng
+        self._answers = answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executor, name)
+
+    def execute(self, step: Step) -> abc.Sequence[SliceOutput]:
+        outputs = self._executor.execute(Step([replace(piece, draft=None) for piece in step.slices]))
+        return [
+            replace(output, proposed=self._proposed(piece, output))
+            for piece, output in zip(step.slices, outputs, strict=True)
+        ]
+
+    def _proposed(self, piece: SequenceSlice, output: SliceOutput) -> tuple[int, ...]:
+        if not piece.samples or piece.draft is None or piece.samples[0].params.seed not in self._answers:
+            return ()
+        end = piece.samples[0].position + len(output.token_ids)
+        coming = self._answers[piece.samples[0].params.seed][end : end + piece.draft.num_tokens]
+        return tuple(token_id if self._rng.random() < DRAFT_ACCURACY else 0 for token_id in coming)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -136,16 +180,30 @@ def test_requests_differ_enough(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_batched_answers_equal_lone_ones(setup: Setup, seed: int) -> None:
-    engine, answers, cancelled = run_round(setup, seed)
+def test_batched_answers_equal_lone_ones(
+    setup: Setup, seed: int, speculating: Callable[[Engine, random.Random], Engine]
+) -> None:
+    rng = random.Random(f"round {seed}")
+    engine = Engine(setup.executor, setup.tokenizer, random_limits(rng))
+    if seed % 2:
+        foreseeing = Foreseeing(setup.executor, random.Random(seed), setup.answers())
+        config = replace(engine.config, draft="auto", max_sequences=rng.choice([1, 4, 16]))
+        engine = speculating(Engine(foreseeing, setup.tokenizer, config), random.Random(seed))
+    answers, cancelled = run_round(setup, seed, rng, engine)
     assert not engine.has_work
     assert engine.stats().kv_usage == 0
     setup.preemptions[seed] = engine.stats().preemptions
     setup.prefix_hits[seed] = engine.stats().prefix_hits
+    setup.accepted[seed] = engine.stats().accepted_tokens
     for index, events in answers.items():
-        expected = [replace(event, num_cached_tokens=0) for event in setup.alone[index]]
-        found = [replace(event, num_cached_tokens=0) for event in events]
+        expected = [own_parts(event) for event in setup.alone[index]]
+        found = [own_parts(event) for event in events]
         assert found == (expected[: len(found)] if index in cancelled else expected), f"request {index}"
+
+
+def own_parts(event: TokenEvent) -> TokenEvent:
+    """All that may not depend on other requests and on speculation."""
+    return replace(event, num_cached_tokens=0, num_accepted=0, num_rejected=0)
 
 
 def test_rounds_were_hard_enough(setup: Setup) -> None:
@@ -153,15 +211,16 @@ def test_rounds_were_hard_enough(setup: Setup) -> None:
         pytest.skip("looks back on all rounds")
     assert sum(count > 0 for count in setup.preemptions.values()) >= ROUNDS // 4
     assert sum(count > 0 for count in setup.prefix_hits.values()) >= ROUNDS // 4
+    assert sum(count > 30 for count in setup.accepted.values()) >= ROUNDS // 4
 
 
-def run_round(setup: Setup, seed: int) -> tuple[Engine, dict[int, list[TokenEvent]], set[int]]:
+def run_round(
+    setup: Setup, seed: int, rng: random.Random, engine: Engine
+) -> tuple[dict[int, list[TokenEvent]], set[int]]:
     """Run all requests together in a random order.
 
-    Returns the engine, the events of each request, and who was cancelled before the end.
+    Returns the events of each request, and who was cancelled before the end.
     """
-    rng = random.Random(f"round {seed}")
-    engine = Engine(setup.executor, setup.tokenizer, random_limits(rng))
     order = rng.sample(range(REQUESTS), REQUESTS)
     if seed % 3 != 0:
         order.sort(key=lambda index: index >= LONG)
@@ -180,7 +239,7 @@ def run_round(setup: Setup, seed: int) -> tuple[Engine, dict[int, list[TokenEven
             answers[indices[sequence]].append(event)
         engine.check_integrity()
         step += 1
-    return engine, answers, cancelled
+    return answers, cancelled
 
 
 def random_limits(rng: random.Random) -> EngineConfig:
