@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import FileResponse
 
 from flashlet.serving.api.middleware import owner_of
-from flashlet.serving.api.responses import json_response, responses
+from flashlet.serving.api.responses import error_responses, json_response, responses
 from flashlet.serving.api.schema.files import UPLOAD_BODY, DeletedFile, FileList, FileObject
 from flashlet.serving.api.upload import MAX_FILENAME, Upload, read_upload
 from flashlet.serving.batches.batch_store import BatchStore
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 MAX_LIMIT = 10_000  # as OpenAI's
 ERRORS = (400, 401, 404, 503)
+CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bytes",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    **error_responses(*ERRORS),
+}
 
 
 def files_router(store: BatchStore) -> APIRouter:
@@ -58,7 +65,7 @@ def files_router(store: BatchStore) -> APIRouter:
             _file_object(await store.call(lambda storage: storage.files.get(file_id, owner)))
         )
 
-    @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
+    @router.get("/v1/files/{file_id}/content", response_class=FileResponse, responses=CONTENT)
     async def file_content(file_id: str, request: Request) -> Response:
         """The bytes of a file."""
         owner = owner_of(request)

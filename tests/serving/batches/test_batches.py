@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -68,6 +69,18 @@ def test_a_stopped_server_leaves_what_the_next_one_resumes(
     assert [answer["custom_id"] for answer in server.output(done.output_file_id)] == [
         f"line-{number}" for number in range(40)
     ]
+
+
+def test_a_batch_of_embeddings(server: ServerProcess) -> None:
+    line = {
+        "custom_id": "a",
+        "method": "POST",
+        "url": "/v1/embeddings",
+        "body": {"input": ["the user", "the city"]},
+    }
+    done = server.wait(server.submit(json.dumps(line).encode(), "/v1/embeddings"))
+    (answer,) = server.output(done.output_file_id)
+    assert [item["index"] for item in answer["response"]["body"]["data"]] == [0, 1]
 
 
 def test_cancelling_stops_what_runs_and_keeps_what_is_answered(
