@@ -52,11 +52,10 @@ struct Queries {
 
 std::vector<float> attend(const KernelTable& kernels, Context& context, const Queries& queries) {
     const int rows = static_cast<int>(queries.positions.size()), padded = context.padded_dim;
-    const int score_stride = round_up(context.length, kBlock);
     std::vector<int16_t> codes(static_cast<size_t>(rows * padded));
     std::vector<float> out(static_cast<size_t>(rows * context.head_dim), -1.0f);
-    std::vector<float> scores(static_cast<size_t>(kMaxTile * score_stride), -7.0f);
-    std::vector<float> acc(static_cast<size_t>(kMaxTile * padded), -7.0f);
+    const size_t span_size = static_cast<size_t>(kMaxTile * partial_stride(padded));
+    std::vector<float> partials((context.block_table.size() / kSpan + 1) * span_size, -7.0f);
     const float softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(context.head_dim)));
     AttentionTile tile{};
     tile.window = queries.window;
@@ -74,7 +73,11 @@ std::vector<float> attend(const KernelTable& kernels, Context& context, const Qu
         tile.outputs[tile.rows] = out.data() + r * context.head_dim;
         ++tile.rows;
         if (tile.rows < kernels.max_rows && r + 1 < rows) continue;
-        kernels.attention(tile, {scores.data(), score_stride, acc.data()});
+        const VisibleRange seen = visible_range(tile);
+        const int stride = tile.rows * partial_stride(padded);
+        for (int i = 0; i < seen.spans; ++i)
+            kernels.attend(tile, seen.first_span + i, partials.data() + i * stride);
+        kernels.combine(tile, seen.spans, partials.data());
         tile.rows = 0;
     }
     return out;
@@ -99,26 +102,52 @@ class NaiveAttention {
           low_(window > 0 ? std::max(0, position - window + 1) : 0) {}
 
     std::vector<float> run() const {
-        const KernelTable& portable = *portable_kernels();
-        std::vector<float> weights(static_cast<size_t>(position_ + 1), 0.0f);
+        constexpr int kTokens = kSpan * kBlock;
+        std::vector<Part> parts;
         float largest = -std::numeric_limits<float>::infinity();
-        for (int t = low_; t <= position_; ++t) {
-            weights[static_cast<size_t>(t)] = score(t);
-            largest = std::max(largest, weights[static_cast<size_t>(t)]);
-        }
-        LaneSum denominator;
-        for (int t = low_ / kBlock * kBlock; t <= position_; ++t) {
-            float& weight = weights[static_cast<size_t>(t)];
-            weight = t < low_ ? 0.0f : kernel_exp(portable, weight - largest);
-            denominator.add(t, weight);
+        for (int span = low_ / kTokens; span <= position_ / kTokens; ++span) {
+            parts.push_back(
+                part(std::max(low_, span * kTokens), std::min(position_, (span + 1) * kTokens - 1)));
+            largest = std::max(largest, parts.back().largest);
         }
         std::vector<float> out(static_cast<size_t>(context_.head_dim), 0.0f);
-        for (int block = low_ / kBlock; block <= position_ / kBlock; ++block) accumulate(block, weights, out);
-        for (float& value : out) value /= denominator.fold();
+        float denominator = 0.0f;
+        for (const Part& item : parts) {
+            const float factor = kernel_exp(*portable_kernels(), item.largest - largest);
+            denominator = std::fma(item.sum, factor, denominator);
+            for (size_t d = 0; d < out.size(); ++d) out[d] = std::fma(item.values[d], factor, out[d]);
+        }
+        for (float& value : out) value /= denominator;
         return out;
     }
 
   private:
+    struct Part {
+        std::vector<float> values;
+        float largest, sum;
+    };
+
+    // What positions low .. high, all in one span, add up to.
+    Part part(int low, int high) const {
+        Part result{std::vector<float>(static_cast<size_t>(context_.head_dim), 0.0f),
+                    -std::numeric_limits<float>::infinity(), 0.0f};
+        std::vector<float> weights(static_cast<size_t>(high + 1), 0.0f);
+        for (int t = low; t <= high; ++t) {
+            weights[static_cast<size_t>(t)] = score(t);
+            result.largest = std::max(result.largest, weights[static_cast<size_t>(t)]);
+        }
+        LaneSum sum;
+        for (int t = low / kBlock * kBlock; t <= high; ++t) {
+            float& weight = weights[static_cast<size_t>(t)];
+            weight = t < low ? 0.0f : kernel_exp(*portable_kernels(), weight - result.largest);
+            sum.add(t, weight);
+        }
+        result.sum = sum.fold();
+        for (int block = low / kBlock; block <= high / kBlock; ++block)
+            accumulate(block, weights, result.values);
+        return result;
+    }
+
     float score(int t) const {
         const int dim = context_.head_dim;
         const float softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
@@ -135,7 +164,7 @@ class NaiveAttention {
     }
 
     void accumulate(int block, const std::vector<float>& weights, std::vector<float>& out) const {
-        const int begin = block * kBlock, end = std::min(begin + kBlock, position_ + 1);
+        const int begin = block * kBlock, end = std::min(begin + kBlock, static_cast<int>(weights.size()));
         if (context_.format == KvFormat::kFp16) {
             for (int t = std::max(begin, low_); t < end; ++t) {
                 for (size_t d = 0; d < out.size(); ++d)
@@ -194,6 +223,16 @@ TEST(attention_of_every_shape) {
                 check_attention(random, head_dim, rows, length, 0, format);
                 check_attention(random, head_dim, rows, length, random.integer(1, 70), format);
             }
+        }
+    }
+}
+
+TEST(attention_over_several_spans) {
+    Random random(5);
+    for (const KvFormat format : {KvFormat::kInt8, KvFormat::kFp16}) {
+        for (const int length : {kSpan * kBlock, kSpan * kBlock + 1, 900}) {
+            check_attention(random, 16, random.integer(1, 5), length, 0, format);
+            check_attention(random, 16, random.integer(1, 5), length, random.integer(1, 600), format);
         }
     }
 }

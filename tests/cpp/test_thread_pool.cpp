@@ -71,13 +71,13 @@ TEST(chunks_are_handed_out_once) {
     constexpr int kStages = 4, kTotal = 101;
     for (const int threads : {1, 2, 3, 8}) {
         ThreadPool pool(threads);
-        ChunkCounters counters(kStages);
+        ChunkCounters counters(kStages, threads);
         for (int round = 0; round < 50; ++round) {
             std::vector<int> served(static_cast<size_t>(kStages * kTotal));
             counters.reset();
-            pool.run([&](int) {
+            pool.run([&](int index) {
                 for (int stage = 0; stage < kStages; ++stage) {
-                    counters.each(stage, kTotal, 1 + stage * 3, [&](int begin, int end) {
+                    counters.each(stage, kTotal, 1 + stage * 3, index, [&](int begin, int end) {
                         for (int i = begin; i < end; ++i) ++served[static_cast<size_t>(stage * kTotal + i)];
                     });
                 }

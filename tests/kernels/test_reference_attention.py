@@ -40,21 +40,27 @@ def _one_query(q: Tensor, kv: tuple[Tensor, ...], head: int, position: int, wind
     for t in range(low, position + 1):
         dot = int(quantized.long() @ k[t // 32, t % 32].long())
         scores[t] = torch.tensor(float(dot)) * (m * k_scale[t // 32, t % 32])
-    largest = max(scores.values())
-    first, last = low // 32, position // 32
-    e = torch.zeros(32 * (last + 1))
-    for t, score in scores.items():
-        e[t] = reference.exp((score - largest)[None])[0]
-    total = torch.zeros(HEAD_DIM)
-    for j in range(first, last + 1):
-        weights, weight_scale = reference.quantize_rows(e[32 * j : 32 * j + 32] * v_scale[j])
-        dots = (weights.long()[:, None] * v[j].long()).sum(0)
-        total = reference.fma(dots.float(), weight_scale, total)
-    return total / reference.lane_sum(e[32 * first :])
+    total, denominator = torch.zeros(HEAD_DIM), torch.zeros(())
+    for span in range(low // 256, position // 256 + 1):
+        largest = max(score for t, score in scores.items() if t // 256 == span)
+        e = torch.zeros(256)
+        for t, score in scores.items():
+            if t // 256 == span:
+                e[t % 256] = reference.exp((score - largest)[None])[0]
+        acc = torch.zeros(HEAD_DIM)
+        for j in range(8 * span, min(8 * span + 8, len(v))):
+            weights, weight_scale = reference.quantize_rows(e[32 * (j % 8) :][:32] * v_scale[j])
+            dots = (weights.long()[:, None] * v[j].long()).sum(0)
+            acc = reference.fma(dots.float(), weight_scale, acc)
+        factor = reference.exp((largest - max(scores.values()))[None])[0]
+        total = reference.fma(acc, factor, total)
+        denominator = reference.fma(reference.lane_sum(e), factor, denominator)
+    return total / denominator
 
 
 @pytest.mark.parametrize(
-    ("start", "n", "window"), [(0, 3, 0), (30, 4, 0), (90, 2, 0), (70, 3, 5), (95, 2, 40)]
+    ("start", "n", "window"),
+    [(0, 3, 0), (30, 4, 0), (90, 2, 0), (70, 3, 5), (95, 2, 40), (254, 4, 0), (600, 2, 300)],
 )
 def test_attention_int8_follows_the_text(start: int, n: int, window: int) -> None:
     kv, q = _kv(start + n), _queries(n)

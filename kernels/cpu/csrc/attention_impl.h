@@ -175,29 +175,29 @@ struct Fp16Kv {
     }
 };
 
-inline int first_visible(const AttentionTile& tile, int row) {
-    const int start = tile.positions[row] - tile.window + 1;
-    return tile.window > 0 && start > tile.first_visible ? start : tile.first_visible;
-}
+struct SpanScores {
+    alignas(64) float values[kMaxTile][kSpan * kBlock];
+};
 
-// Turns the scores of blocks [first, last] into exp(score - largest) with zeros outside lo .. position,
-// returns their sum.
-inline float softmax_row(float* scores, int first, int last, int lo, int position) {
+// Turns scores of the tokens from `base` to before `end` into exp(score - largest), with zeros outside
+// lo .. position; stores the largest and the sum.
+inline void softmax_row(float* scores, int base, int end, int lo, int position, float* summary) {
     const F32x16 hidden = splat(-__builtin_inff());
     F32x16 largest = hidden;
-    for (int t = first * kBlock; t < (last + 1) * kBlock; t += kLanes) {
-        const F32x16 s = select_range(load(scores + t), hidden, lo - t, position + 1 - t);
+    for (int t = base; t < end; t += kLanes) {
+        const F32x16 s = select_range(load(scores + t - base), hidden, lo - t, position + 1 - t);
         largest = max(s, largest);
     }
-    const F32x16 top = splat(fold_max(largest));
+    const float top = fold_max(largest);
     F32x16 sum = splat(0.0f);
-    for (int t = first * kBlock; t < (last + 1) * kBlock; t += kLanes) {
-        const F32x16 e = exp16(sub(load(scores + t), top));
+    for (int t = base; t < end; t += kLanes) {
+        const F32x16 e = exp16(sub(load(scores + t - base), splat(top)));
         const F32x16 visible = select_range(e, splat(0.0f), lo - t, position + 1 - t);
-        store(scores + t, visible);
+        store(scores + t - base, visible);
         sum = add(sum, visible);
     }
-    return fold_add(sum);
+    summary[0] = top;
+    summary[1] = fold_add(sum);
 }
 
 // Blocks lie far apart, so that the processor cannot guess the next one; one block's work is shorter than the
@@ -209,68 +209,81 @@ inline void prefetch_cell(const uint8_t* cell, size_t bytes) {
 }
 
 template <class Kv, int Rows>
-void attend(const AttentionTile& tile, const AttentionScratch& scratch) {
-    const int padded_dim = round_up(tile.head_dim, kLanes);
-    int first[Rows], last[Rows];
-    int low = tile.positions[0] / kBlock, high = 0;
-    for (int r = 0; r < Rows; ++r) {
-        first[r] = first_visible(tile, r) / kBlock;
-        last[r] = tile.positions[r] / kBlock;
-        low = first[r] < low ? first[r] : low;
-        high = last[r] > high ? last[r] : high;
-    }
+void attend(const AttentionTile& tile, int span, float* partial) {
+    const int padded_dim = round_up(tile.head_dim, kLanes), stride = partial_stride(padded_dim);
+    const VisibleRange seen = visible_range(tile);
+    const int begin = span * kSpan, end = begin + kSpan - 1;
+    const int low = seen.first_block > begin ? seen.first_block : begin;
+    const int high = seen.last_block < end ? seen.last_block : end;
     const auto cell = [&](int block) {
         return tile.kv.base + tile.block_table[block] * tile.kv.block_stride;
     };
-    const auto row_scores = [&](int r) {
-        return scratch.scores + static_cast<size_t>(r) * scratch.score_stride;
-    };
+    SpanScores scores;
     alignas(64) int16_t queries[Rows * kMaxHeadDim];
     if (tile.kv.format == KvFormat::kInt8) interleave<Rows>(tile.queries, padded_dim, queries);
+    float* rows[Rows];
     for (int block = low; block <= high; ++block) {
-        float* out[Rows];
-        for (int r = 0; r < Rows; ++r) out[r] = row_scores(r) + block * kBlock;
-        if (block + kBlocksAhead <= high) {
+        for (int r = 0; r < Rows; ++r) rows[r] = scores.values[r] + (block - low) * kBlock;
+        if (block + kBlocksAhead <= seen.last_block) {
             prefetch_cell(cell(block + kBlocksAhead), kv_cell_bytes(tile.kv.format, padded_dim));
         }
-        Kv::template scores<Rows>(tile, queries, cell(block), padded_dim, out);
+        Kv::template scores<Rows>(tile, queries, cell(block), padded_dim, rows);
     }
-    float denominators[Rows];
+    alignas(64) float acc[Rows * kMaxHeadDim];
     for (int r = 0; r < Rows; ++r) {
-        float* scores = row_scores(r);
-        denominators[r] = softmax_row(scores, first[r], last[r], first_visible(tile, r), tile.positions[r]);
-        // Rows of one tile may see different blocks; a block full of zeros adds exactly nothing.
-        for (int t = low * kBlock; t < first[r] * kBlock; t += kLanes) store(scores + t, splat(0.0f));
-        for (int t = (last[r] + 1) * kBlock; t < (high + 1) * kBlock; t += kLanes)
-            store(scores + t, splat(0.0f));
+        softmax_row(scores.values[r], low * kBlock, (high + 1) * kBlock, first_visible(tile, r),
+                    tile.positions[r], partial + r * stride + padded_dim);
     }
-    for (int i = 0; i < Rows * padded_dim; i += kLanes) store(scratch.acc + i, splat(0.0f));
+    for (int i = 0; i < Rows * padded_dim; i += kLanes) store(acc + i, splat(0.0f));
     for (int block = low; block <= high; ++block) {
         const float* weights[Rows];
-        for (int r = 0; r < Rows; ++r) weights[r] = row_scores(r) + block * kBlock;
-        Kv::template accumulate<Rows>(cell(block), padded_dim, weights, scratch.acc);
+        for (int r = 0; r < Rows; ++r) weights[r] = scores.values[r] + (block - low) * kBlock;
+        Kv::template accumulate<Rows>(cell(block), padded_dim, weights, acc);
     }
     for (int r = 0; r < Rows; ++r) {
-        float* acc = scratch.acc + r * padded_dim;
-        for (int d = 0; d < padded_dim; d += kLanes)
-            store(acc + d, div(load(acc + d), splat(denominators[r])));
+        __builtin_memcpy(partial + r * stride, acc + r * padded_dim,
+                         static_cast<size_t>(padded_dim) * sizeof(float));
+    }
+}
+
+void combine(const AttentionTile& tile, int spans, const float* partials) {
+    const int padded_dim = round_up(tile.head_dim, kLanes), stride = partial_stride(padded_dim);
+    const size_t span_stride = static_cast<size_t>(tile.rows) * stride;
+    for (int r = 0; r < tile.rows; ++r) {
+        const float* first = partials + r * stride;
+        float largest = -__builtin_inff();
+        for (int s = 0; s < spans; ++s) {
+            const float top = first[s * span_stride + padded_dim];
+            largest = largest < top ? top : largest;
+        }
+        F32x16 denominator = splat(0.0f);
+        alignas(64) float acc[kMaxHeadDim];
+        for (int d = 0; d < padded_dim; d += kLanes) store(acc + d, splat(0.0f));
+        for (int s = 0; s < spans; ++s) {
+            const float* part = first + s * span_stride;
+            const F32x16 factor = exp16(splat(part[padded_dim] - largest));
+            denominator = fma(splat(part[padded_dim + 1]), factor, denominator);
+            for (int d = 0; d < padded_dim; d += kLanes)
+                store(acc + d, fma(load(part + d), factor, load(acc + d)));
+        }
+        for (int d = 0; d < padded_dim; d += kLanes) store(acc + d, div(load(acc + d), denominator));
         __builtin_memcpy(tile.outputs[r], acc, static_cast<size_t>(tile.head_dim) * sizeof(float));
     }
 }
 
 template <int Rows>
 struct AttendTile {
-    static void run(const AttentionTile& tile, const AttentionScratch& scratch) {
+    static void run(const AttentionTile& tile, int span, float* partial) {
         if (tile.kv.format == KvFormat::kInt8) {
-            attend<Int8Kv, Rows>(tile, scratch);
+            attend<Int8Kv, Rows>(tile, span, partial);
         } else {
-            attend<Fp16Kv, Rows>(tile, scratch);
+            attend<Fp16Kv, Rows>(tile, span, partial);
         }
     }
 };
 
-void attention(const AttentionTile& tile, const AttentionScratch& scratch) {
-    dispatch_rows<AttendTile>(tile.rows, tile, scratch);
+void attend(const AttentionTile& tile, int span, float* partial) {
+    dispatch_rows<AttendTile>(tile.rows, tile, span, partial);
 }
 
 }  // namespace flashlet::FLASHLET_ISA

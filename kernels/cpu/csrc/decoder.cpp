@@ -4,6 +4,14 @@
 #include <cmath>
 
 namespace flashlet {
+namespace {
+
+constexpr int kSplitUnits = 4;  // units of attention per thread, up to which threads share each
+
+// In the longest context.
+int spans(const ModelShape& shape) { return (shape.context_length + kSpan * kBlock - 1) / (kSpan * kBlock); }
+
+}  // namespace
 
 size_t Decoder::block_bytes(const ModelShape& shape, KvFormat format) {
     return kv_cell_bytes(format, round_up(shape.head_dim, kLanes)) * static_cast<size_t>(shape.num_layers) *
@@ -13,6 +21,10 @@ size_t Decoder::block_bytes(const ModelShape& shape, KvFormat format) {
 int Decoder::widest_row(const ModelShape& shape) {
     return round_up(std::max({shape.hidden_size, shape.num_heads * shape.head_dim, shape.intermediate_size}),
                     kGroup);
+}
+
+int Decoder::partials(const ModelShape& shape) {
+    return spans(shape) * kMaxTile * partial_stride(round_up(shape.head_dim, kLanes));
 }
 
 Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weights, const KvRegion& kv,
@@ -28,7 +40,9 @@ Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weig
       kv_size_(shape.num_kv_heads * shape.head_dim),
       query_stride_(round_up(query_size_, kGroup)),
       qkv_stride_(round_up(query_size_ + 2 * kv_size_, kGroup)),
-      ffn_stride_(round_up(shape.intermediate_size, kGroup)) {
+      ffn_stride_(round_up(shape.intermediate_size, kGroup)),
+      partials_(partials(shape)),
+      split_done_(static_cast<size_t>(team.size() > 1 ? kSplitUnits * team.size() : 0)) {
     const auto size = [&](int width) { return static_cast<size_t>(max_rows) * static_cast<size_t>(width); };
     qkv_.resize(size(qkv_stride_));
     attended_.resize(size(query_stride_));
@@ -37,6 +51,8 @@ Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weig
     query_scales_.resize(size(shape.num_heads));
     row_segments_.resize(size(1));
     units_.reserve(size(shape.num_heads));
+    split_units_.reserve(split_done_.size() * static_cast<size_t>(spans(shape)));
+    split_partials_.resize(split_done_.size() * static_cast<size_t>(partials_));
 }
 
 // A block's cells of all layers lie together, so that its first use touches few pages.
@@ -51,11 +67,27 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
     units_.clear();
     planned_rows_ = 0;
     chained_ = singles > 0 && static_cast<size_t>(singles) < segments.size();
+    int tokens = kernels_.max_rows / std::min(shape_.num_heads / shape_.num_kv_heads, kernels_.max_rows);
+    // Alone, a segment makes few units: two tiles let threads share an odd number of heads evenly.
+    if (segments.size() == 1) tokens = std::min(tokens, (segments[0].rows + 1) / 2);
+    plan_units(tokens);
+    // The longest contexts first, so that no thread is left with one at the end.
+    const auto context = [&](const AttentionUnit& unit) {
+        const Segment& segment = segments[static_cast<size_t>(unit.segment)];
+        return segment.start + unit.row - segment.first_row;
+    };
+    const auto sorted = std::find_if(units_.begin(), units_.end(),
+                                     [&](const AttentionUnit& unit) { return unit.segment >= singles; });
+    std::sort(sorted, units_.end(),
+              [&](const AttentionUnit& a, const AttentionUnit& b) { return context(a) > context(b); });
+    plan_split();
+}
+
+void Decoder::plan_units(int tokens) {
     const int group = shape_.num_heads / shape_.num_kv_heads;
     const int heads = std::min(group, kernels_.max_rows);
-    const int tokens = kernels_.max_rows / heads;
-    for (size_t i = 0; i < segments.size(); ++i) {
-        const Segment& segment = segments[i];
+    for (size_t i = 0; i < segments_->size(); ++i) {
+        const Segment& segment = (*segments_)[i];
         chained_ |= segment.rows > 1;
         planned_rows_ += segment.rows;
         std::fill_n(row_segments_.begin() + segment.first_row, segment.rows, static_cast<int>(i));
@@ -69,15 +101,19 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
             }
         }
     }
-    // The longest contexts first, so that no thread is left with one at the end.
-    const auto context = [&](const AttentionUnit& unit) {
-        const Segment& segment = segments[static_cast<size_t>(unit.segment)];
-        return segment.start + unit.row - segment.first_row;
-    };
-    const auto sorted = std::find_if(units_.begin(), units_.end(),
-                                     [&](const AttentionUnit& unit) { return unit.segment >= singles; });
-    std::sort(sorted, units_.end(),
-              [&](const AttentionUnit& a, const AttentionUnit& b) { return context(a) > context(b); });
+}
+
+// Few units cannot be shared out evenly: then threads share the spans of each one's context.
+void Decoder::plan_split() {
+    split_units_.clear();
+    if (units_.size() > split_done_.size()) return;
+    for (size_t i = 0; i < units_.size(); ++i) {
+        const Segment& segment = (*segments_)[static_cast<size_t>(units_[i].segment)];
+        const int last = segment.start + units_[i].row + units_[i].rows - 1 - segment.first_row;
+        for (int span = segment.first_visible / (kSpan * kBlock); span <= last / (kSpan * kBlock); ++span)
+            split_units_.push_back({static_cast<int>(i), span});
+    }
+    if (split_units_.size() < 2 * units_.size()) split_units_.clear();
 }
 
 QuantizedRows Decoder::normed(Worker& worker, const float* x, const float* norm, int rows) {
@@ -105,7 +141,9 @@ void Decoder::attention(Worker& worker, int index, float* x, int rows, int finis
                   qkv_stride_, Stage::kQkv);
     const int group = shape_.num_heads / shape_.num_kv_heads;
     // Tiles may read keys that other units rotate: then all of them must lie in the pool first.
-    const bool first = group > kernels_.max_rows || finished < rows || (chained_ && rows == planned_rows_);
+    const bool split = !split_units_.empty() && finished == planned_rows_;
+    const bool first =
+        split || group > kernels_.max_rows || finished < rows || (chained_ && rows == planned_rows_);
     if (first) {
         team_.each(worker, rows, Team::kRowChunk, [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
@@ -118,20 +156,33 @@ void Decoder::attention(Worker& worker, int index, float* x, int rows, int finis
     const int heads = std::min(group, kernels_.max_rows);
     const int per_row = shape_.num_kv_heads * ((group + heads - 1) / heads);
     const int units = finished == planned_rows_ ? static_cast<int>(units_.size()) : finished * per_row;
-    team_.each(worker, units, 1, [&](int begin, int end) {
-        for (int i = begin; i < end; ++i) attend(worker, index, units_[static_cast<size_t>(i)], !first);
-    });
-    team_.finish(worker, Stage::kAttention);
+    const auto attend_units = [&](int begin, int end) {
+        for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+            if (!first) rotate_and_store(index, units_[i].row, units_[i].kv_head);
+            attend(worker, index, units_[i]);
+        }
+    };
+    const auto attend_spans = [&](int begin, int end) {
+        for (int i = begin; i < end; ++i) attend_span(index, split_units_[static_cast<size_t>(i)]);
+    };
+    if (split) {
+        team_.each(worker, static_cast<int>(split_units_.size()), 1, attend_spans);
+    } else {
+        team_.each(worker, units, 1, attend_units);
+    }
+    team_.finish(worker, Stage::kAttention, &w.o);
     team_.product(worker, w.o, plain(worker, attended_.data(), finished, query_stride_), finished,
-                  Epilogue::kAdd, x, hidden_, Stage::kOutput);
+                  Epilogue::kAdd, x, hidden_, Stage::kOutput, &w.gate_up);
 }
 
 void Decoder::feed_forward(Worker& worker, int index, float* x, int rows) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
     team_.product(worker, w.gate_up, normed(worker, x, w.ffn_norm, rows), rows, Epilogue::kGatedSilu,
-                  ffn_.data(), ffn_stride_, Stage::kGateUp);
+                  ffn_.data(), ffn_stride_, Stage::kGateUp, &w.down);
+    const size_t next = static_cast<size_t>(index) + 1;
     team_.product(worker, w.down, plain(worker, ffn_.data(), rows, ffn_stride_), rows, Epilogue::kAdd, x,
-                  hidden_, Stage::kDown);
+                  hidden_, Stage::kDown,
+                  next < weights_.layers.size() ? &weights_.layers[next].qkv : nullptr);
 }
 
 // RoPE for one key-value head of one row and the query heads that share it; K and V go to the pool.
@@ -174,10 +225,9 @@ void Decoder::rotate_and_store(int layer, int row, int kv_head) {
     }
 }
 
-void Decoder::attend(Worker& worker, int layer, const AttentionUnit& unit, bool rotate) {
+AttentionTile Decoder::attention_tile(int layer, const AttentionUnit& unit) {
     const Segment& segment = (*segments_)[static_cast<size_t>(unit.segment)];
     const int dim = shape_.head_dim, padded_dim = round_up(dim, kLanes);
-    if (rotate) rotate_and_store(layer, unit.row, unit.kv_head);
     AttentionTile tile;
     tile.rows = 0;
     tile.first_visible = segment.first_visible;
@@ -198,8 +248,30 @@ void Decoder::attend(Worker& worker, int layer, const AttentionUnit& unit, bool 
                 attended_.data() + static_cast<size_t>(row) * static_cast<size_t>(query_stride_) + head * dim;
         }
     }
-    kernels_.attention(tile,
-                       {worker.scores.data(), round_up(shape_.context_length, kBlock), worker.acc.data()});
+    return tile;
+}
+
+void Decoder::attend(Worker& worker, int layer, const AttentionUnit& unit) {
+    const AttentionTile tile = attention_tile(layer, unit);
+    const VisibleRange seen = visible_range(tile);
+    const int stride = tile.rows * partial_stride(round_up(shape_.head_dim, kLanes));
+    for (int i = 0; i < seen.spans; ++i)
+        kernels_.attend(tile, seen.first_span + i, worker.partials.data() + i * stride);
+    kernels_.combine(tile, seen.spans, worker.partials.data());
+}
+
+// Whoever does the last span of a unit puts them all together.
+void Decoder::attend_span(int layer, const SplitUnit& part) {
+    const auto unit = static_cast<size_t>(part.unit);
+    const AttentionTile tile = attention_tile(layer, units_[unit]);
+    const VisibleRange seen = visible_range(tile);
+    if (part.span < seen.first_span) return;  // before the layer's window
+    const int stride = tile.rows * partial_stride(round_up(shape_.head_dim, kLanes));
+    float* partials = split_partials_.data() + unit * static_cast<size_t>(partials_);
+    kernels_.attend(tile, part.span, partials + (part.span - seen.first_span) * stride);
+    if (split_done_[unit].fetch_add(1, std::memory_order_acq_rel) + 1 < seen.spans) return;
+    split_done_[unit].store(0, std::memory_order_relaxed);  // for the next layer, behind a barrier
+    kernels_.combine(tile, seen.spans, partials);
 }
 
 }  // namespace flashlet

@@ -1,6 +1,7 @@
 // Decoder layers over a KV pool: attention with RoPE and a gated feed-forward, for rows of several sequences.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -46,6 +47,7 @@ class Decoder {
 
     static constexpr int kStagesPerLayer = 10;       // at most; each ends with finish()
     static int widest_row(const ModelShape& shape);  // of quantized activations
+    static int partials(const ModelShape& shape);    // floats of attention over the longest context
     static size_t block_bytes(const ModelShape& shape, KvFormat format);
 
   private:
@@ -53,13 +55,20 @@ class Decoder {
         int segment, row, rows;
         int kv_head, first_head, heads;
     };
+    struct SplitUnit {  // one span of the context of a unit that several threads share
+        int unit, span;
+    };
 
     void attention(Worker& worker, int index, float* x, int rows, int finished);
     void feed_forward(Worker& worker, int index, float* x, int rows);
     QuantizedRows normed(Worker& worker, const float* x, const float* norm, int rows);
     QuantizedRows plain(Worker& worker, const float* x, int rows, int stride);
     void rotate_and_store(int layer, int row, int kv_head);
-    void attend(Worker& worker, int layer, const AttentionUnit& unit, bool rotate);
+    void plan_units(int tokens);
+    void plan_split();
+    AttentionTile attention_tile(int layer, const AttentionUnit& unit);
+    void attend(Worker& worker, int layer, const AttentionUnit& unit);
+    void attend_span(int layer, const SplitUnit& part);
     uint8_t* cell(int layer, int block, int kv_head) const;
 
     Team& team_;
@@ -73,6 +82,10 @@ class Decoder {
     std::vector<int16_t> queries_;
     std::vector<int> row_segments_;
     std::vector<AttentionUnit> units_;
+    std::vector<SplitUnit> split_units_;  // empty where there are units enough to keep every thread busy
+    const int partials_;                  // floats of one unit over the longest context
+    std::vector<std::atomic<int>> split_done_;  // per unit: spans that are done in this layer
+    std::vector<float> split_partials_;
     const std::vector<Segment>* segments_ = nullptr;
     int planned_rows_ = 0;
     bool chained_ = false;  // some row reads keys that another one stores in the same step

@@ -7,9 +7,12 @@
 
 namespace flashlet {
 
+// Functions are static here: the linker must not take one from a file compiled for a newer processor.
+
 inline constexpr int kLanes = 16;    // floats per vector, outputs per panel
 inline constexpr int kGroup = 32;    // inputs that share a weight scale
 inline constexpr int kBlock = 32;    // tokens per KV block
+inline constexpr int kSpan = 8;      // KV blocks whose attention is summed up on its own
 inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel serves, on any instruction set
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
 
@@ -17,7 +20,9 @@ inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sum
 inline constexpr int kScaleBytes = kLanes * 2;
 inline constexpr int kCellBytes = kScaleBytes + kGroup * kLanes;
 
-constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+static constexpr int round_up(int value, int multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 // A weight matrix of int8 groups in panels of 16 outputs; the file that the bytes are mapped from owns them.
 struct PackedMatrix {
@@ -31,7 +36,7 @@ struct PackedMatrix {
 struct RowTile {
     int first, rows;
 };
-constexpr RowTile tile_of(int row, int total, int max_rows) {
+static constexpr RowTile tile_of(int row, int total, int max_rows) {
     const int tiles = (total + max_rows - 1) / max_rows;
     int tile = row * tiles / total;
     while (total * (tile + 1) / tiles <= row) ++tile;
@@ -59,7 +64,7 @@ enum class Epilogue {
 // V [head_dim / 16][32 tokens][16]. head_dim is padded to a multiple of 16.
 enum class KvFormat { kInt8, kFp16 };
 
-constexpr size_t kv_cell_bytes(KvFormat format, int padded_head_dim) {
+static constexpr size_t kv_cell_bytes(KvFormat format, int padded_head_dim) {
     const size_t values = 2 * size_t{kBlock} * static_cast<size_t>(padded_head_dim);
     return format == KvFormat::kInt8 ? values + 2 * kBlock * sizeof(float) : values * 2;
 }
@@ -86,12 +91,30 @@ struct AttentionTile {
     KvView kv;
 };
 
-// Scratch of one thread for attention.
-struct AttentionScratch {
-    float* scores;     // [kMaxTile][score_stride]
-    int score_stride;  // a multiple of kBlock, at least the context length
-    float* acc;        // [kMaxTile][padded head_dim]
+// Threads share a long context in spans of kSpan blocks. What the rows of a tile read in one of them: for
+// each row the weighted values [padded head_dim], then the largest score and the sum of exponentials.
+static constexpr int partial_stride(int padded_head_dim) { return padded_head_dim + kLanes; }
+
+// First position that a row sees.
+static inline int first_visible(const AttentionTile& tile, int row) {
+    const int start = tile.positions[row] - tile.window + 1;
+    return tile.window > 0 && start > tile.first_visible ? start : tile.first_visible;
+}
+
+// Blocks, and spans of blocks, that any row of a tile sees.
+struct VisibleRange {
+    int first_block, last_block, first_span, spans;
 };
+static inline VisibleRange visible_range(const AttentionTile& tile) {
+    int low = first_visible(tile, 0), high = 0;
+    for (int r = 0; r < tile.rows; ++r) {
+        const int first = first_visible(tile, r);
+        low = first < low ? first : low;
+        high = tile.positions[r] > high ? tile.positions[r] : high;
+    }
+    const int first_span = low / (kBlock * kSpan), last_span = high / (kBlock * kSpan);
+    return {low / kBlock, high / kBlock, first_span, last_span - first_span + 1};
+}
 
 struct KernelTable {
     const char* name;
@@ -115,7 +138,11 @@ struct KernelTable {
     void (*store_kv)(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key,
                      const float* value);
 
-    void (*attention)(const AttentionTile& tile, const AttentionScratch& scratch);
+    // Attention within one span: partial[tile.rows][partial_stride].
+    void (*attend)(const AttentionTile& tile, int span, float* partial);
+
+    // Puts the spans of a tile together, in their order: partials[spans][tile.rows][partial_stride].
+    void (*combine)(const AttentionTile& tile, int spans, const float* partials);
 
     // Dequantizes row `row` of a packed matrix.
     void (*embed)(const PackedMatrix& w, int row, float* out);

@@ -9,7 +9,7 @@
 namespace flashlet::FLASHLET_ISA {
 
 inline constexpr KernelTable make_table(const char* name) {
-    return {name,  kMaxRows, rms_norm, quantize,      matmul, rope, store_kv, attention,
+    return {name,  kMaxRows, rms_norm, quantize,      matmul, rope, store_kv, attend, combine,
             embed, argmax,   exp_sum,  gumbel_argmax, gumbel, exp,  log,      read};
 }
 

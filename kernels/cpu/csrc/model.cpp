@@ -26,13 +26,12 @@ TeamLimits team_limits(const ModelShape& shape, const ModelLimits& limits, const
     const int stages = 2 + shape.num_layers * Decoder::kStagesPerLayer +
                        3 * ((logit_rows + kLogitRows - 1) / kLogitRows) +
                        (draft != nullptr ? Draft::stages(draft->shape) : 0);
-    const int width = Decoder::widest_row(shape);
+    const int width = Decoder::widest_row(shape), partials = Decoder::partials(shape);
     return {limits.threads,
             stages,
             std::max(limits.max_rows, kLogitRows),
             draft != nullptr ? std::max(width, Draft::widest_row(*draft)) : width,
-            shape.context_length,
-            draft != nullptr ? std::max(shape.head_dim, draft->shape.head_dim) : shape.head_dim,
+            draft != nullptr ? std::max(partials, Decoder::partials(draft->shape)) : partials,
             shape.vocab_size};
 }
 

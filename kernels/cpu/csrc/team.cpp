@@ -7,10 +7,12 @@ namespace flashlet {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int kHeadStart = 16384;  // bytes
+
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
       pool_(limits.threads),
-      counters_(limits.stages),
+      counters_(limits.stages, pool_.size()),
       quantized_(static_cast<size_t>(limits.rows) * static_cast<size_t>(limits.width)),
       scales_(static_cast<size_t>(limits.rows)),
       workers_(static_cast<size_t>(pool_.size())) {
@@ -21,9 +23,7 @@ Team::Team(const KernelTable& kernels, const TeamLimits& limits)
         worker.normed.resize(static_cast<size_t>(limits.width + kGroup));
         worker.quantized.resize(static_cast<size_t>(kPrivateRows * limits.width));
         worker.scales.resize(kPrivateRows);
-        worker.scores.resize(static_cast<size_t>(kMaxTile) *
-                             static_cast<size_t>(round_up(limits.context_length, kBlock)));
-        worker.acc.resize(static_cast<size_t>(kMaxTile * round_up(limits.head_dim, kLanes)));
+        worker.partials.resize(static_cast<size_t>(limits.partials));
         worker.sampler = std::make_unique<Sampler>(kernels, limits.vocab_size);
     }
 }
@@ -39,8 +39,14 @@ void Team::run(const std::function<void(Worker&)>& job) {
     });
 }
 
-void Team::finish(Worker& worker, Stage stage) {
+void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     ++worker.stage;
+    if (next != nullptr && next->cells != nullptr) {
+        const int panel = part_begin(next->panels, chunk_of(*next), worker.index, pool_.size());
+        const uint8_t* part =
+            next->cells + static_cast<size_t>(panel) * static_cast<size_t>(next->groups) * kCellBytes;
+        for (int line = 0; line < kHeadStart; line += 64) __builtin_prefetch(part + line, 0, 2);
+    }
     pool_.barrier();
     if (worker.index != 0) return;
     const Clock::time_point now = Clock::now();
@@ -49,13 +55,16 @@ void Team::finish(Worker& worker, Stage stage) {
     worker.mark = now;
 }
 
+// Four or more chunks per thread, in whole gate/up pairs, none larger than the second-level cache.
+int Team::chunk_of(const PackedMatrix& w) const {
+    return std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
+}
+
 void Team::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
-                   float* out, int out_stride, Stage stage) {
-    // Four or more chunks per thread, in whole gate/up pairs, none larger than the second-level cache.
-    const int chunk = std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
-    each(worker, w.panels, chunk,
+                   float* out, int out_stride, Stage stage, const PackedMatrix* next) {
+    each(worker, w.panels, chunk_of(w),
          [&](int begin, int end) { kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride); });
-    finish(worker, stage);
+    finish(worker, stage, next);
 }
 
 const float* Team::normed(Worker& worker, const float* x, const float* weight, int width, float eps,

@@ -37,18 +37,20 @@ struct Worker {
     bool drafting = false;  // stages count as the draft's
     std::vector<float> normed;
     std::vector<int16_t> quantized;
-    std::vector<float> scales, scores, acc;
-    std::vector<float> spread;  // draft: logits of the whole vocabulary, -inf where the draft has none
+    std::vector<float> scales;
+    std::vector<float> partials;  // of attention
+    std::vector<float> spread;    // draft: logits of the whole vocabulary, -inf where the draft has none
     std::unique_ptr<Sampler> sampler;
     std::chrono::steady_clock::time_point mark;
 };
 
 struct TeamLimits {
     int threads;
-    int stages;  // of one job
-    int rows;    // of activations
-    int width;   // of the widest row, a multiple of kGroup
-    int context_length, head_dim, vocab_size;
+    int stages;    // of one job
+    int rows;      // of activations
+    int width;     // of the widest row, a multiple of kGroup
+    int partials;  // floats of attention over the longest context
+    int vocab_size;
 };
 
 class Team {
@@ -65,9 +67,11 @@ class Team {
     // Inside a job: hands out [0, total) in chunks. Work that others read is over after finish().
     template <class Body>
     void each(Worker& worker, int total, int chunk, Body&& body) {
-        counters_.each(worker.stage, total, chunk, body);
+        counters_.each(worker.stage, total, chunk, worker.index, body);
     }
-    void finish(Worker& worker, Stage stage);
+
+    // `next`: the matrix whose product follows; its first bytes are asked for while threads wait.
+    void finish(Worker& worker, Stage stage, const PackedMatrix* next = nullptr);
 
     // Rows as integers: row_of(row) gives the floats, `stride` of them, a multiple of kGroup. A few rows are
     // quantized by each thread for itself, which costs less than a barrier.
@@ -95,7 +99,7 @@ class Team {
     }
 
     void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
-                 float* out, int out_stride, Stage stage);
+                 float* out, int out_stride, Stage stage, const PackedMatrix* next = nullptr);
 
     // The row divided by its root mean square, times weight, in worker.normed; zeros up to `stride`.
     const float* normed(Worker& worker, const float* x, const float* weight, int width, float eps,
@@ -107,6 +111,8 @@ class Team {
     static constexpr int kRowChunk = 4;  // rows per claim where a stage works row by row
 
   private:
+    int chunk_of(const PackedMatrix& w) const;
+
     const KernelTable& kernels_;
     ThreadPool pool_;
     ChunkCounters counters_;

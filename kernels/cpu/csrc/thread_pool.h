@@ -1,6 +1,7 @@
 // A fixed team of threads that runs one job at a time and meets at barriers inside it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -37,28 +38,42 @@ class ThreadPool {
     std::vector<std::thread> threads_;
 };
 
-// Hands out [0, total) in chunks, once per stage, to whichever thread asks: a thread that loses its core to
-// another process then delays nobody by more than a chunk.
+// Where thread `index` of `threads` begins its part of [0, total), in whole chunks.
+constexpr int part_begin(int total, int chunk, int index, int threads) {
+    const int chunks = (total + chunk - 1) / chunk;
+    return chunks * index / threads * chunk;
+}
+
+// Hands out [0, total) in chunks, once per stage. Each thread first walks a part of its own, so that it reads
+// memory in order; a thread that is done takes chunks of the others', so that one that loses its core to
+// another process delays nobody by more than a chunk.
 class ChunkCounters {
   public:
-    explicit ChunkCounters(int stages) : counters_(static_cast<size_t>(stages)) {}
+    ChunkCounters(int stages, int threads)
+        : threads_(threads), counters_(static_cast<size_t>(stages) * static_cast<size_t>(threads)) {}
     void reset() {
-        for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
+        for (Counter& counter : counters_) counter.taken.store(0, std::memory_order_relaxed);
     }
     template <class Body>
-    void each(int stage, int total, int chunk, Body&& body) {
-        std::atomic<int>& next = counters_[static_cast<size_t>(stage)].next;
-        for (;;) {
-            const int begin = next.fetch_add(chunk, std::memory_order_relaxed);
-            if (begin >= total) return;
-            body(begin, begin + chunk < total ? begin + chunk : total);
+    void each(int stage, int total, int chunk, int index, Body&& body) {
+        for (int i = 0; i < threads_; ++i) {
+            const int owner = (index + i) % threads_;
+            const int first = part_begin(total, chunk, owner, threads_);
+            const int last = std::min(part_begin(total, chunk, owner + 1, threads_), total);
+            std::atomic<int>& taken = counters_[static_cast<size_t>(stage * threads_ + owner)].taken;
+            for (;;) {
+                const int begin = first + taken.fetch_add(chunk, std::memory_order_relaxed);
+                if (begin >= last) break;
+                body(begin, std::min(begin + chunk, last));
+            }
         }
     }
 
   private:
     struct alignas(64) Counter {
-        std::atomic<int> next{0};
+        std::atomic<int> taken{0};
     };
+    const int threads_;
     std::vector<Counter> counters_;
 };
 
