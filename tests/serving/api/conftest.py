@@ -73,19 +73,23 @@ class ScriptedExecutor:
         def slot(position: int) -> int:
             return piece.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
 
-        for position, token_id in enumerate(piece.token_ids, piece.start):
+        for position, token_id in enumerate([*piece.token_ids, *piece.proposed], piece.start):
             self._slots[slot(position)] = token_id
         context = [self._slots[slot(position)] for position in range(piece.start + len(piece.token_ids))]
         targets = tuple(
             self._score(target, piece.num_top_logprobs, context[: piece.start + i + 1])
             for i, target in enumerate(piece.logprob_targets)
         )
-        if not piece.samples:
-            return SliceOutput(target_logprobs=targets, features=self._features(piece, context))
-        token_id = self._choose(context, piece.samples[0])
-        wanted = piece.samples[0].params.logprobs
-        logprobs = () if wanted is None else (self._score(token_id, wanted, context),)
-        return SliceOutput((token_id,), logprobs, targets)
+        tokens: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        for i, sample in enumerate(piece.samples):
+            prefix = [*context, *tokens]
+            tokens.append(self._choose(prefix, sample))
+            if sample.params.logprobs is not None:
+                logprobs.append(self._score(tokens[-1], sample.params.logprobs, prefix))
+            if [*piece.proposed[i : i + 1]] != tokens[-1:]:
+                break
+        return SliceOutput(tuple(tokens), tuple(logprobs), targets, features=self._features(piece, context))
 
     def _features(self, piece: SequenceSlice, context: list[int]) -> NDArray[np.float32] | None:
         """Hidden states that are a hash of the context."""

@@ -135,7 +135,7 @@ def test_speculation_is_counted(start_server: Callable[..., Server]) -> None:
     assert after["flashlet:spec_decode_num_drafts_total"] >= 1
     drafted = after["flashlet:spec_decode_num_draft_tokens_total"]
     accepted = after["flashlet:spec_decode_num_accepted_tokens_total"]
-    assert drafted >= accepted >= details["accepted_prediction_tokens"]
+    assert drafted >= accepted >= details["accepted_prediction_tokens"] > 0
     assert details["rejected_prediction_tokens"] <= drafted - accepted
     positions = [value for name, value in after.items() if "accepted_tokens_per_pos_total" in name]
     assert sum(positions) == accepted
