@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
 MAX_SOURCE = 1 << 17  # characters
 
-# One space, or a line break and its indentation: a small model must not write white space for ever.
-JSON_WHITESPACE = r"( |\n {0,16})"
+# A space after commas and colons, and single line breaks with an indentation, as models know it;
+# any more, and small models write white space without end.
+_JSON_OPTIONS = {
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "whitespace_pattern": r"\n {0,16}",
+    "lenient": False,
+    "coerce_one_of": False,
+}
 
 # Without forced tokens, a mask's cost is bounded by the limits below, and text that looks like a special
 # token is never written as one. At the end, because the last of several directives wins.
@@ -42,9 +49,8 @@ class Grammar:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> Grammar:
-        """JSON that `schema` accepts; white space between tokens is optional and bounded."""
-        options = {"whitespace_pattern": JSON_WHITESPACE, "lenient": False, "coerce_one_of": False}
-        embedded = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+        """JSON that `schema` accepts; white space is optional and bounded."""
+        embedded = json.dumps({**schema, "x-guidance": _JSON_OPTIONS}, ensure_ascii=False)
         return cls(f"start: %json {embedded}", json.dumps(schema, ensure_ascii=False))
 
     @classmethod

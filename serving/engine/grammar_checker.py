@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import weakref
-from typing import Any
+from typing import cast
 
 from flashlet.serving.engine.grammar import Grammar
 from flashlet.serving.errors import GrammarError
 
-DEADLINE = 20.0  # seconds; only for a machine so busy that the worker's limit of CPU time does not help
+DEADLINE = 60.0  # seconds; only for a machine so busy that the worker's limit of CPU time does not help
 
 
 class GrammarChecker:
@@ -32,9 +32,6 @@ class GrammarChecker:
         with self._lock:
             self._start()
             error = self._ask([grammar.source, grammar.schema])
-            if error and grammar.schema is not None:
-                path, error = self._answer() or ("$", error)
-                error = f"at {path}: {error}"
         if error is None:
             raise GrammarError("compiling it takes too much time or memory")
         if error:
@@ -50,24 +47,17 @@ class GrammarChecker:
                 subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
             )
 
-    def _ask(self, question: list[str | None]) -> Any:
-        """The first line of the worker's answer; None if it cannot answer."""
-        stdin = self._processes[0].stdin
-        assert stdin is not None
+    def _ask(self, question: list[str | None]) -> str | None:
+        """The worker's answer; None, and no worker any more, if there is none in time."""
+        stdin, stdout = self._processes[0].stdin, self._processes[0].stdout
+        assert stdin is not None and stdout is not None
         try:
             stdin.write(json.dumps(question).encode() + b"\n")
             stdin.flush()
+            if select.select([stdout], [], [], DEADLINE)[0] and (line := stdout.readline()):
+                return cast("str", json.loads(line))
         except OSError:
-            _end(self._processes)
-            return None
-        return self._answer()
-
-    def _answer(self) -> Any:
-        """The worker's next line; None, and no worker any more, if there is none in time."""
-        stdout = self._processes[0].stdout
-        assert stdout is not None
-        if select.select([stdout], [], [], DEADLINE)[0] and (line := stdout.readline()):
-            return json.loads(line)
+            pass
         _end(self._processes)
         return None
 

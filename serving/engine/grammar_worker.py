@@ -1,7 +1,6 @@
 """Compiles grammars to see whether that is possible, in a process of its own: see grammar_checker.py.
 
-Reads `[source, schema]` as JSON, a line each. Answers with a line of JSON, what is wrong or "", and, where a
-schema is wrong, with a second one, `[path, what is wrong there]`.
+Reads `[source, schema]` as JSON, a line each, and answers what is wrong, or "", likewise.
 """
 
 from __future__ import annotations
@@ -54,15 +53,15 @@ def explain(error: str) -> str:
     return " ".join(message.split())[:MAX_MESSAGE]
 
 
-def locate(schema: Any, error: str) -> tuple[str, str]:
-    """Path of the deepest part of `schema` that cannot be compiled by itself, as $.properties.a, and why."""
+def locate(schema: Any, error: str) -> str:
+    """What is wrong with the deepest part of `schema` that cannot be compiled by itself, and where it is."""
     root = _moved(schema)
     pointer, path = "#/$defs/root", "$"
     deadline = time.thread_time() + LOCATE_SECONDS
     while True:
         for keys, child in _children(schema):
             if time.thread_time() > deadline:
-                return path, error
+                return f"at {path}: {error}"
             deeper = pointer + "".join("/" + _escaped(key) for key in keys)
             grammar = Grammar.json_schema({"$ref": deeper, "$defs": {"root": root}})
             if message := LLMatcher.validate_grammar(grammar.source, limits=parser_limits()):
@@ -70,7 +69,7 @@ def locate(schema: Any, error: str) -> tuple[str, str]:
                 path += "".join(_step(key) for key in keys)
                 break
         else:
-            return path, error
+            return f"at {path}: {error}"
 
 
 def _children(schema: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -125,10 +124,10 @@ def _serve() -> None:
         source, schema = json.loads(line)
         _limit_cpu()
         error = check(vocabulary, source)
-        print(json.dumps(error), flush=True)
         if error and schema:
             _limit_cpu()
-            print(json.dumps(locate(json.loads(schema), error)), flush=True)
+            error = locate(json.loads(schema), error)
+        print(json.dumps(error), flush=True)
 
 
 def main() -> None:

@@ -55,11 +55,15 @@ def accepts(tokenizer: Tokenizer, grammar: CompiledGrammar, text: str) -> bool:
 @pytest.mark.parametrize(
     ("grammar", "good", "bad"),
     [
-        (Grammar.json_object(), ["{}", '{"a": 1}', '{"é":\n  [null]}'], ["[]", "1", "{", '{"a":  1}', " {}"]),
+        (
+            Grammar.json_object(),
+            ["{}", '{"a": 1}', '{"é":[null, {}]}'],
+            ["[]", "1", "{", '{"a":  1}', " {}", "{ }"],
+        ),
         (
             Grammar.json_schema({"type": "array", "items": {"enum": ["a", 2]}, "maxItems": 2}),
-            ["[]", '["a", 2]', '["a","a"]', '[\n "a"]'],
-            ['["b"]', "[2,2,2]", '["a" , "a"  ]'],
+            ["[]", '["a", 2]', '["a","a"]'],
+            ['["b"]', "[2,2,2]", '["a" ,"a"]', "[\n\n2]", "[\n" + " " * 17 + "2]"],
         ),
         (Grammar.regex(r'a+/"\d{2}(é|\n)'), ['aa/"12é', 'a/"00\n'], ['a/"1é', "a", 'a/"12é ']),
         (Grammar.regex("^(?i)yes$"), ["yes", "YES"], ["yess", ""]),
