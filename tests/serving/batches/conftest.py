@@ -58,7 +58,9 @@ class ServerProcess:
         self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         match = re.search(r"http://127\.0\.0\.1:\d+", self.process.stdout.readline())
-        assert match is not None
+        if match is None:
+            self.process.communicate()
+            pytest.fail(f"the server ended with {self.process.returncode}")
         self.url = match[0]
         self.client = self.client_of("one")
 
@@ -74,7 +76,7 @@ class ServerProcess:
         """End the process; returns its exit code."""
         self.client.close()
         self.process.send_signal(number)
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         if self.process.stdout:
             self.process.stdout.close()
         return code

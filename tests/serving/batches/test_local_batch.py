@@ -116,12 +116,12 @@ def test_interrupted_it_goes_on_later(
     process = subprocess.Popen(
         [*command, "--model", str(tiny_model_path), "--parallel", "2"], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (files[1].exists() and files[1].stat().st_size):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors == ""
     assert 0 < len(answers(files[1])) < 100
     result = run(files, tiny_model_path)
