@@ -27,6 +27,8 @@ NEARLY_SURE, WORTHWHILE = (
     1.02,
 )  # a proposal that good must make the step that much better, or none is made
 
+Cost = abc.Callable[[int], float]  # milliseconds of a step by the number of proposals in it
+
 
 class Drafter:
     """Fills in proposals and draft requests of planned steps, and learns from their results."""
@@ -110,11 +112,14 @@ class Drafter:
     def _request_drafts(self, parts: abc.Sequence[Part], phase: Phase) -> None:
         """Ask the draft model for proposals for the next step where they should pay, or else to follow."""
         sampling = [part for part in parts if part.samples]
-        curves = [self._model_curve(part.sequence) for part in sampling]
         widths = [0] * len(sampling)
-        if phase is Phase.SPECULATE and any(curves):
-            widths = self._drafting_widths(curves)
-            self._count_quiet(sampling, curves, widths)
+        if phase is Phase.SPECULATE and sampling:
+            cost = self._drafting_cost(len(sampling))
+            if _could_pay(len(sampling), cost):
+                curves = [self._model_curve(part.sequence) for part in sampling]
+                widths = best_widths(curves, len(sampling), cost, len(sampling) * self._max_model_tokens)
+                self._forget_a_little(sampling, curves, widths)
+            _count_quiet(sampling, widths)
         for part, width in zip(sampling, widths, strict=True):
             draft = part.sequence.draft
             if width or (draft and draft.followed_from is not None and draft.num_quiet < QUIET):
@@ -127,18 +132,13 @@ class Drafter:
             if part.draft is None and part.sequence.draft is not None:
                 part.sequence.draft.followed_from = None
 
-    def _count_quiet(
-        self, sampling: list[Part], curves: list[list[float]], widths: abc.Sequence[int]
-    ) -> None:
-        """Where drafting does not seem to pay, let what speaks against it fade."""
-        if not any(widths):
+    def _forget_a_little(self, sampling: list[Part], curves: list[list[float]], widths: list[int]) -> None:
+        """Let what speaks against the draft model fade where it could propose but is not asked."""
+        if any(curves) and not any(widths):
             self._by_position.fade()
         for part, curve, width in zip(sampling, curves, widths, strict=True):
-            if curve:
-                draft = self._draft_of(part.sequence)
-                draft.num_quiet = 0 if width else draft.num_quiet + 1
-                if not width:
-                    draft.by_position.fade()
+            if curve and not width:
+                self._draft_of(part.sequence).by_position.fade()
 
     def _follow(self, part: Part, num_tokens: int) -> None:
         """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""
@@ -155,27 +155,23 @@ class Drafter:
         if sequence.request.draft != "auto":
             return []
         draft = self._draft_of(sequence)
-        useful = (
-            sequence.max_tokens - sequence.num_output_tokens - 2
-        )  # behind this step's token and the next's
+        useful = sequence.max_tokens - sequence.num_output_tokens - 2  # behind this step's and the next's
         if draft.uses_match or useful <= 0:
             return []
         return draft.by_position.survival(0, min(self._max_model_tokens, useful))
 
-    def _drafting_widths(self, curves: list[list[float]]) -> list[int]:
-        """Tokens to draft for each sequence, given that the next step verifies them."""
-        num_sequences = len(curves)
-        per_token = self.costs.draft_ms(sum(map(bool, curves)))
-
-        def cost(count: int) -> float:
-            return self.costs.ms(num_sequences + count) + count * per_token
-
-        return best_widths(curves, num_sequences, cost, num_sequences * self._max_model_tokens)
+    def _drafting_cost(self, num_sequences: int) -> Cost:
+        """Milliseconds of a step that verifies so many tokens, and of drafting them before."""
+        per_token = self.costs.draft_ms(num_sequences)
+        return lambda count: self.costs.ms(num_sequences + count) + count * per_token
 
     def _model_pays(self, num_sequences: int) -> bool:
         """Whether the draft model would be asked for anything if so many sequences decoded."""
-        curve = self._by_position.survival(0, self._max_model_tokens)
-        return any(self._drafting_widths([curve] * num_sequences))
+        cost = self._drafting_cost(num_sequences)
+        if not _could_pay(num_sequences, cost):
+            return False
+        curves = [self._by_position.survival(0, self._max_model_tokens)] * num_sequences
+        return any(best_widths(curves, num_sequences, cost, num_sequences * self._max_model_tokens))
 
     def _draft_of(self, sequence: Sequence) -> SequenceDraft:
         """State of `sequence`, made when it is first needed."""
@@ -194,7 +190,17 @@ def _shared_acceptance(size: int, prior: Prior) -> Acceptance:
     return Acceptance(size, prior, weight=8, decay=0.995, fading=0.999)
 
 
-def _could_pay(num_sequences: int, cost: abc.Callable[[int], float]) -> bool:
+def _count_quiet(sampling: list[Part], widths: list[int]) -> None:
+    """Note where the draft model is not asked, unless n-grams are better just now."""
+    for part, width in zip(sampling, widths, strict=True):
+        draft = part.sequence.draft
+        if width and draft:
+            draft.num_quiet = 0
+        elif draft and not draft.uses_match:
+            draft.num_quiet += 1
+
+
+def _could_pay(num_sequences: int, cost: Cost) -> bool:
     """Whether there is any use in proposals, however good: under load there is not."""
     least = WORTHWHILE * num_sequences / cost(0)
     return any((num_sequences + NEARLY_SURE * count) / cost(count) > least for count in (1, 2, 3, 7, 15))

@@ -34,6 +34,7 @@ class StepCosts:
     def __init__(self) -> None:
         self._rows: list[int] = []  # measured at the start, ascending
         self._base: list[float] = []  # ms, parallel to it
+        self._between: dict[int, float] = {}  # ms by rows, computed from them
         self._draft_base = 0.0  # ms per drafted token
         self._live: dict[int, _Samples] = {}  # by rows
         self._live_draft: dict[int, _Samples] = {}  # ms per drafted token, by drafting sequences
@@ -47,6 +48,7 @@ class StepCosts:
 
     def measured(self, rows: int, ms: float) -> None:
         """Take a measurement of the start; of several the best counts."""
+        self._between.clear()
         at = bisect_left(self._rows, rows)
         if at < len(self._rows) and self._rows[at] == rows:
             self._base[at] = min(self._base[at], ms)
@@ -86,7 +88,10 @@ class StepCosts:
 
     def _base_ms(self, rows: int) -> float:
         """What was measured at the start, on straight lines between and beyond."""
+        if rows in self._between:
+            return self._between[rows]
         at = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
         left, right = self._rows[at - 1], self._rows[at]
         slope = (self._base[at] - self._base[at - 1]) / (right - left)
-        return max(self._base[at - 1] + slope * (rows - left), 1e-3)
+        self._between[rows] = max(self._base[at - 1] + slope * (rows - left), 1e-3)
+        return self._between[rows]
