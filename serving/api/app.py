@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from flashlet.serving.api.batches import batches_router
@@ -22,6 +23,8 @@ from flashlet.serving.api.models import models_router
 from flashlet.serving.api.openapi import DESCRIPTION, add_document
 from flashlet.serving.api.service import Service
 from flashlet.serving.api.tokens import tokens_router
+
+METHODS = ["DELETE", "GET", "POST"]
 
 
 def build_api(service: Service) -> FastAPI:
@@ -64,7 +67,7 @@ def build_app(service: Service) -> ASGIApp:
         app = CORSMiddleware(
             app,
             allow_origins=service.config.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=METHODS,
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
@@ -75,4 +78,18 @@ async def _answer_error(request: Request, exc: Exception) -> Response:
     if isinstance(exc, HTTPException) and exc.status_code in {404, 405}:
         what = "path" if exc.status_code == 404 else "method for this path"
         exc.detail = f"no such {what}: {request.method} {request.url.path[:200]}"
+        if exc.status_code == 405:
+            exc.headers = {"allow": ", ".join(_allowed_methods(request))}
     return error_response(exc)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Methods that the path has; each has a route of its own, and a route only knows its own method."""
+    return [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]

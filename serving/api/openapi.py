@@ -78,7 +78,8 @@ def _complete(document: dict[str, Any], config: ServerConfig) -> None:
         if path not in OPEN_PATHS:
             keys: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]
             operation["security"] = keys if config.api_keys else [*keys, {}]
-        used.update(operation.get("tags", ()))
+        operation["tags"] = list(dict.fromkeys(operation["tags"]))  # nested routers repeat theirs
+        used.update(operation["tags"])
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items() if name in used]
 
 

@@ -216,6 +216,7 @@ def test_unknown_paths_methods_and_models(server: Server) -> None:
     refused = server.client.delete(CHAT)
     assert_error(refused, 405, None)
     assert refused.headers["allow"] == "POST"
+    assert server.post("/v1/models").headers["allow"] == "GET"
     assert_error(server.post(CHAT, messages=[USER], model="gpt-5"), 404, "model")
     error = assert_error(server.client.get("/v1/models/" + "x" * 5000), 404, "model")
     assert error["code"] == "model_not_found" and "'toy'" in error["message"] and len(error["message"]) < 500

@@ -12,19 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flashlet.serving.batches.config import BatchConfig
+
 if TYPE_CHECKING:
     from tests.serving.api.conftest import Server
 
-POSTS = {
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"
+ENDPOINTS = {
+    "post": {
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize",
+        "/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel",
+    },
+    "get": {
+        "/v1/models", "/v1/models/{model}", "/tokenizer_info", "/health", "/version", "/metrics",
+        "/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content", "/v1/batches",
+        "/v1/batches/{batch_id}",
+    },
+    "delete": {"/v1/files/{file_id}"},
 }  # fmt: skip
-GETS = {"/v1/models", "/v1/models/{model}", "/tokenizer_info", "/health", "/version", "/metrics"}
 KEY = "a-key"
+HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
-@pytest.fixture
-def document(server: Server) -> dict[str, Any]:
-    answer: dict[str, Any] = server.client.get("/openapi.json").json()
+@pytest.fixture(scope="module")
+def full(start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server with every endpoint, and with a key."""
+    return start_server(api_keys=(KEY,), batches=BatchConfig(tmp_path_factory.mktemp("batches")))
+
+
+@pytest.fixture(scope="module")
+def document(full: Server) -> dict[str, Any]:
+    answer: dict[str, Any] = full.client.get("/openapi.json", headers=HEADERS).json()
     return answer
 
 
@@ -35,12 +52,12 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
-    assert {path for path, methods in document["paths"].items() if "post" in methods} == POSTS
-    assert {path for path, methods in document["paths"].items() if "get" in methods} == GETS
+    for method, paths in ENDPOINTS.items():
+        assert {path for path, methods in document["paths"].items() if method in methods} == paths
     tags = {tag["name"] for tag in document["tags"]}
     for path, operation in operations(document):
         assert operation["summary"] and operation["description"], path
-        assert set(operation["tags"]) <= tags
+        assert set(operation["tags"]) <= tags and len(operation["tags"]) == 1
         assert {"200"} | ({"401"} if path != "/health" else set()) <= operation["responses"].keys()
         assert ("security" in operation) == (path != "/health")
         for status, response in operation["responses"].items():
@@ -61,7 +78,7 @@ def test_generating_endpoints_name_every_status(document: dict[str, Any]) -> Non
 
 
 def test_examples_work(document: dict[str, Any], server: Server) -> None:
-    for path in POSTS:
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         schema = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
         assert schema["additionalProperties"] is False and schema["examples"]
@@ -78,14 +95,12 @@ def test_references_lead_somewhere(document: dict[str, Any]) -> None:
         assert name in document["components"][kind]
 
 
-def test_keys_are_asked_for_where_the_server_does(document: dict[str, Any], locked: Server) -> None:
-    headers = {"authorization": f"Bearer {KEY}"}
-    of_locked = locked.client.get("/openapi.json", headers=headers).json()
-    for path, operation in operations(of_locked):
-        keys = [] if path == "/health" else [{"bearer": []}, {"x-api-key": []}]
-        assert operation.get("security", []) == keys
-        optional = next(item for where, item in operations(document) if where == path)
-        assert optional.get("security", []) == (keys and [*keys, {}])
+def test_keys_are_asked_for_where_the_server_does(document: dict[str, Any], server: Server) -> None:
+    open_document = server.client.get("/openapi.json").json()
+    for operations_of, further in ((document, []), (open_document, [{}])):
+        for path, operation in operations(operations_of):
+            keys = [] if path == "/health" else [{"bearer": []}, {"x-api-key": []}, *further]
+            assert operation.get("security", []) == keys
 
 
 def test_the_page_needs_no_other_server(server: Server) -> None:
@@ -97,15 +112,20 @@ def test_the_page_needs_no_other_server(server: Server) -> None:
         assert server.client.get(link).status_code == 200
 
 
-@pytest.fixture(scope="module")
-def locked(start_server: Callable[..., Server]) -> Server:
-    return start_server(api_keys=(KEY,))
+def test_a_wrong_method_is_told_the_right_ones(full: Server) -> None:
+    for path, methods in {
+        "/v1/files": "GET, POST",
+        "/v1/files/x": "DELETE, GET",
+        "/tokenize": "POST",
+    }.items():
+        response = full.client.put(path, headers=HEADERS)
+        assert (response.status_code, response.headers["allow"]) == (405, methods)
 
 
-def test_schemathesis_finds_nothing(locked: Server, tmp_path: Path) -> None:
+def test_schemathesis_finds_nothing(full: Server, tmp_path: Path) -> None:
     """No 5xx, no undocumented status, no answer beside its schema, whatever is sent."""
     command = [
-        *(sys.executable, "-m", "schemathesis.cli", "run", f"{locked.url}/openapi.json"),
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{full.url}/openapi.json"),
         *("--header", f"Authorization: Bearer {KEY}"),
         *("--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--workers", "2"),
         *("--generation-deterministic", "--request-timeout", "30"),
@@ -115,4 +135,4 @@ def test_schemathesis_finds_nothing(locked: Server, tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
     assert re.search(r"(\d{3,}) generated, \1 passed", result.stdout), result.stdout[-2000:]
-    locked.wait_idle()
+    full.wait_idle()
