@@ -42,8 +42,11 @@ class Arithmetic(Protocol):
     def silu(self, x: Tensor) -> Tensor:
         """`x * sigmoid(x)`."""
 
-    def attention(self, q: Tensor, kv: KvBlocks, start: int, window: int) -> Tensor:
-        """Causal attention of q [n, heads, head_dim] at positions start .. start + n - 1."""
+    def attention(self, q: Tensor, kv: KvBlocks, start: int, window: int, first_visible: int) -> Tensor:
+        """Causal attention of q [n, heads, head_dim] at positions start .. start + n - 1.
+
+        Visible are the last `window` positions (0: all), but none before `first_visible`.
+        """
 
 
 class ExactArithmetic:
@@ -71,11 +74,13 @@ class ExactArithmetic:
         """See Arithmetic."""
         return reference.silu(x)
 
-    def attention(self, q: Tensor, kv: KvBlocks, start: int, window: int) -> Tensor:
+    def attention(self, q: Tensor, kv: KvBlocks, start: int, window: int, first_visible: int) -> Tensor:
         """See Arithmetic; int8 or binary16 keys and values."""
         if kv.key_scales is None or kv.value_scales is None:
-            return reference.attention_fp16(q, kv.keys, kv.values, start, window)
-        return reference.attention_int8(q, kv.keys, kv.key_scales, kv.values, kv.value_scales, start, window)
+            return reference.attention_fp16(q, kv.keys, kv.values, start, window, first_visible)
+        return reference.attention_int8(
+            q, kv.keys, kv.key_scales, kv.values, kv.value_scales, start, window, first_visible
+        )
 
 
 class FloatArithmetic:
@@ -109,11 +114,11 @@ class FloatArithmetic:
         """See Arithmetic."""
         return functional.silu(x)
 
-    def attention(self, q: Tensor, kv: KvBlocks, start: int, window: int) -> Tensor:
+    def attention(self, q: Tensor, kv: KvBlocks, start: int, window: int, first_visible: int) -> Tensor:
         """See Arithmetic; keys and values of any type."""
         context = start + len(q)
         positions = torch.arange(context, device=q.device)
-        visible = positions <= positions[start:, None]
+        visible = (positions <= positions[start:, None]) & (positions >= first_visible)
         if window:
             visible &= positions > positions[start:, None] - window
         keys = _contiguous(kv.keys, kv.key_scales)[:, :context]

@@ -27,6 +27,7 @@ from flashlet.model.weight_cache import ALIGNMENT, load_int8
 
 FORMAT = "flashlet-draft"
 VERSION = "1"
+MAX_DRAFT_TOKENS = 8  # that an executor proposes in one step
 DRAFTS = Path(__file__).parent / "drafts"  # those that are shipped
 Arrays = Mapping[str, NDArray[Any]]
 logger = logging.getLogger(__name__)
@@ -68,18 +69,19 @@ class DraftConfig:
             self.layers_config(1)
 
     def _check_numbers(self) -> None:
-        most = self.target_layers
-        if not self.features or not all(0 <= index <= most + 1 for index in self.features):
-            raise ModelFormatError(
-                f"draft features: expected some of 0 .. {most + 1}, found {list(self.features)}"
-            )
         for name, value, limit in (
             ("output_vocab_size", self.output_vocab_size, self.vocab_size),
             ("num_layers", self.num_layers, MAX_LAYERS),
-            ("features", len(self.features), MAX_LAYERS),
+            ("target_layers", self.target_layers, MAX_LAYERS),
         ):
             if value > limit:
                 raise ModelFormatError(f"draft {name}: expected at most {limit}, found {value}")
+        most = self.target_layers
+        distinct = set(self.features)
+        if not distinct or len(distinct) < len(self.features) or not distinct <= set(range(most + 2)):
+            raise ModelFormatError(
+                f"draft features: expected distinct ones of 0 .. {most + 1}, found {list(self.features)}"
+            )
         if not 0 <= self.window < 2**31 or (self.window and not self.attention):
             raise ModelFormatError(f"draft window: expected 0 or a number of positions, found {self.window}")
         if not 0 < self.rms_norm_eps < 1:
@@ -100,7 +102,7 @@ class DraftConfig:
             head_dim=self.head_dim or 2,
             context_length=context_length,
             rms_norm_eps=self.rms_norm_eps,
-            rope=self.rope,
+            rope=self.rope if self.attention else RopeConfig(),
             tie_word_embeddings=False,
             sliding_windows=(self.window,) * self.num_layers if self.window else (),
         )

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashlet.kernels.cpu import BLOCK_SIZE, MAX_DRAFT_TOKENS, NativeModel, block_bytes
+from flashlet.kernels.cpu import BLOCK_SIZE, NativeModel, block_bytes
 from flashlet.model.config import ModelConfig
-from flashlet.model.draft import DraftConfig, load_draft, target_fingerprint
+from flashlet.model.draft import MAX_DRAFT_TOKENS, DraftConfig, load_draft, target_fingerprint
 from flashlet.model.errors import OutOfMemoryError
 from flashlet.model.executor import ExecutorOptions
 from flashlet.model.int8_layout import int8_layout

@@ -15,12 +15,14 @@ from torch import Tensor
 from flashlet.kernels.reference import BLOCK_SIZE
 from flashlet.model.arithmetic import ExactArithmetic, FloatArithmetic
 from flashlet.model.config import ModelConfig
+from flashlet.model.draft import MAX_DRAFT_TOKENS, load_draft
+from flashlet.model.draft_transformer import DraftTransformer, draft_weights
 from flashlet.model.errors import OutOfMemoryError, UnsupportedModelError
 from flashlet.model.executor import ExecutorOptions
-from flashlet.model.kv_pool import KvPool
+from flashlet.model.kv_pool import KvPool, block_bytes, blocks_in
 from flashlet.model.sampler import sample, token_logprobs
 from flashlet.model.sampling import TokenLogprobs
-from flashlet.model.step import SequenceSlice, SliceOutput, Step
+from flashlet.model.step import DraftRequest, SequenceSlice, SliceOutput, Step
 from flashlet.model.transformer import Segment, Transformer, TransformerWeights
 from flashlet.model.transformer_weights import fp32_weights, int8_weights
 from flashlet.model.weight_cache import load_int8
@@ -45,7 +47,6 @@ class TorchExecutor:
     """
 
     block_size = BLOCK_SIZE
-    max_draft_tokens = 0
 
     def __init__(self, path: Path, options: ExecutorOptions) -> None:
         """Load the model at `path`.
@@ -75,11 +76,22 @@ class TorchExecutor:
         self.config: ModelConfig = weights.config
         self.name = f"torch {options.weights} kv-{options.kv_dtype} {device}"
         self._options = options
-        pool = KvPool(self.config, options.kv_dtype, options.kv_cache_bytes, device)
-        self.num_blocks = pool.num_blocks
         exact = options.weights == "int8" and device.type == "cpu"
         arithmetic = ExactArithmetic() if exact else FloatArithmetic()
+        draft, bytes_per_block = None, block_bytes(self.config, options.kv_dtype)
+        if options.draft:
+            draft = draft_weights(*load_draft(options.draft, self.config), device, exact=exact)
+            self.name += f" draft {options.draft.stem}"
+            layers = draft.config.layers_config(self.config.context_length)
+            bytes_per_block += block_bytes(layers, options.kv_dtype) if draft.config.attention else 0
+        self.num_blocks = blocks_in(options.kv_cache_bytes, bytes_per_block)
+        pool = KvPool(self.config, options.kv_dtype, self.num_blocks, device)
         self._model: Transformer | None = Transformer(weights, arithmetic, pool)
+        self._draft: DraftTransformer | None = None
+        if draft:
+            pool = KvPool(layers, options.kv_dtype, self.num_blocks + 1, device)
+            self._draft = DraftTransformer(draft, self._model, arithmetic, pool)
+        self.max_draft_tokens = MAX_DRAFT_TOKENS if draft else 0
 
     def execute(self, step: Step) -> Sequence[SliceOutput]:
         """Run one ragged step; see Executor.
@@ -91,7 +103,7 @@ class TorchExecutor:
         for index, token_index, logits in self._logits(step, hidden):
             results[index].add(token_index, logits)
         firsts = accumulate((_num_rows(item) for item in step.slices), initial=0)
-        return [result.output(first, features) for result, first in zip(results, firsts, strict=False)]
+        return [self._output(result, first, features) for result, first in zip(results, firsts, strict=False)]
 
     def forward(self, step: Step) -> Iterator[LogitsRow]:
         """Run the step and yield the logits it needs, slice by slice in token order."""
@@ -107,6 +119,8 @@ class TorchExecutor:
             return torch.empty(0), {}
         tokens = [token_id for item in step.slices for token_id in (*item.token_ids, *item.proposed)]
         wanted = {feature for item in step.slices for feature in item.features}
+        if self._draft and any(item.draft for item in step.slices):
+            wanted.update(self._draft.config.features)
         return self._model.forward(tokens, [_segment(item) for item in step.slices], wanted)
 
     def _logits(self, step: Step, hidden: Tensor) -> Iterator[LogitsRow]:
@@ -118,9 +132,44 @@ class TorchExecutor:
             for (_, index, token_index), values in zip(part, logits, strict=True):
                 yield LogitsRow(index, token_index, values)
 
+    def _output(self, result: _Result, first_row: int, features: Mapping[int, Tensor]) -> SliceOutput:
+        """`features` hold the rows of the whole step, of which the slice's begin at `first_row`."""
+        item = result.item
+        rows = slice(first_row, first_row + len(item.token_ids))
+        stacked = [features[index][rows] for index in item.features]
+        return SliceOutput(
+            token_ids=tuple(result.chosen),
+            logprobs=tuple(result.logprobs),
+            target_logprobs=tuple(result.targets),
+            proposed=self._proposed(item, result.chosen, first_row, features),
+            features=torch.stack(stacked, dim=1).cpu().numpy() if stacked else None,
+        )
+
+    def _proposed(
+        self, item: SequenceSlice, chosen: list[int], first_row: int, features: Mapping[int, Tensor]
+    ) -> tuple[int, ...]:
+        """Let the draft follow the rows whose next tokens are known, and propose."""
+        if not self._draft or not item.draft:
+            return ()
+        request = item.draft
+        after = chosen if request.next_token is None else [request.next_token]
+        next_tokens = [*item.token_ids[1:], *after]
+        known = len(next_tokens)
+        table = _segment(item).block_table
+        part = {
+            index: features[index][first_row : first_row + known] for index in self._draft.config.features
+        }
+        states = self._draft.follow(part, next_tokens, Segment(known, item.start, table, request.start))
+        end = item.start + known
+        count = min(request.num_tokens, self.config.context_length - 1 - end)
+        if count <= 0:
+            return ()
+        last = Segment(1, end - 1, table, request.start)
+        return tuple(self._draft.propose(states[-1:], last, item.samples[len(chosen) - 1], count))
+
     def close(self) -> None:
         """Free weights and KV pool."""
-        self._model = None
+        self._model = self._draft = None
 
     def _check(self, step: Step) -> None:
         limits = self._options
@@ -146,39 +195,46 @@ class TorchExecutor:
                 f"slice: expected 1 + {len(item.proposed)} samples for so many proposed tokens, "
                 f"got {len(item.samples)}"
             )
+        if item.draft:
+            self._check_draft(item, item.draft)
         last = self.config.num_layers + 1
         if wrong := [feature for feature in item.features if not 0 <= feature <= last]:
             raise ValueError(f"feature: expected 0 .. {last}, got {wrong[0]}")
 
+    def _check_draft(self, item: SequenceSlice, request: DraftRequest) -> None:
+        if not self._draft:
+            raise ValueError("draft: this executor has no draft model")
+        most = MAX_DRAFT_TOKENS if item.samples else 0
+        if not 0 <= request.num_tokens <= most:
+            raise ValueError(f"draft: expected 0 .. {most} tokens, got {request.num_tokens}")
+        if not 0 <= request.start <= item.start:
+            raise ValueError(f"draft: expected a start from 0 to {item.start}, got {request.start}")
+        if (request.next_token is None) != bool(item.samples):
+            raise ValueError("draft: expected a next token exactly where nothing is sampled")
+
 
 class _Result:
-    """Collects the output of one slice from the logits of its rows, in order."""
+    """Collects what one slice gets from the logits of its rows, in order."""
 
     def __init__(self, item: SequenceSlice) -> None:
-        self._item = item
-        self._chosen: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._targets: list[TokenLogprobs] = []
+        self.item = item
+        self.chosen: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.targets: list[TokenLogprobs] = []
 
     def add(self, token_index: int, logits: NDArray[np.float32]) -> None:
-        """Score and sample the row, unless a proposal before it was rejected."""
-        item = self._item
+        """Score and sample after the row, unless a proposal before it was rejected."""
+        item = self.item
         if token_index < len(item.logprob_targets):
             target = item.logprob_targets[token_index]
-            self._targets.append(token_logprobs(logits, target, item.num_top_logprobs))
+            self.targets.append(token_logprobs(logits, target, item.num_top_logprobs))
         sampled = token_index + 1 - len(item.token_ids)  # index of the sample after this row
-        if item.samples and sampled >= 0 and [*item.proposed[:sampled]] == self._chosen:
+        if item.samples and sampled >= 0 and [*item.proposed[:sampled]] == self.chosen:
             request = item.samples[sampled]
             token_id = sample(logits, request)
-            self._chosen.append(token_id)
+            self.chosen.append(token_id)
             if request.params.logprobs is not None:
-                self._logprobs.append(token_logprobs(logits, token_id, request.params.logprobs))
-
-    def output(self, first_row: int, features: Mapping[int, Tensor]) -> SliceOutput:
-        """What the executor returns; `features` hold the rows of the whole step."""
-        wanted, rows = self._item.features, slice(first_row, first_row + len(self._item.token_ids))
-        stacked = torch.stack([features[i][rows] for i in wanted], dim=1).cpu().numpy() if wanted else None
-        return SliceOutput(tuple(self._chosen), tuple(self._logprobs), tuple(self._targets), features=stacked)
+                self.logprobs.append(token_logprobs(logits, token_id, request.params.logprobs))
 
 
 def _load(path: Path, options: ExecutorOptions, device: torch.device) -> TransformerWeights:

@@ -30,15 +30,9 @@ class KvBlocks:
 class KvPool:
     """Fixed number of blocks of 32 tokens, addressed by block id."""
 
-    def __init__(self, config: ModelConfig, dtype: KvDtype, num_bytes: int, device: torch.device) -> None:
-        """Raises OutOfMemoryError if `num_bytes` holds fewer than two blocks or cannot be had."""
-        needed = block_bytes(config, dtype)
-        self.num_blocks = num_bytes // needed
-        if self.num_blocks < _MIN_BLOCKS:
-            raise OutOfMemoryError(
-                f"KV cache: expected at least {_MIN_BLOCKS * needed:,} bytes "
-                f"({_MIN_BLOCKS} blocks of {BLOCK_SIZE} tokens), got {num_bytes:,}"
-            )
+    def __init__(self, config: ModelConfig, dtype: KvDtype, num_blocks: int, device: torch.device) -> None:
+        """Raises OutOfMemoryError if there is not so much memory."""
+        self.num_blocks = num_blocks
         slots = (config.num_layers, self.num_blocks, config.num_kv_heads, BLOCK_SIZE)
         try:
             self._keys, self._values = (
@@ -46,7 +40,8 @@ class KvPool:
             )
             self._scales = [_zeros(slots, torch.float32, device) for _ in range(2)] if dtype == "int8" else []
         except (MemoryError, RuntimeError) as error:
-            raise OutOfMemoryError(f"KV cache: {num_bytes:,} bytes are not available on {device}") from error
+            size = num_blocks * block_bytes(config, dtype)
+            raise OutOfMemoryError(f"KV cache: {size:,} bytes are not available on {device}") from error
 
     def store(self, layer: int, blocks: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write float32 keys and values [n, kv_heads, head_dim] to slot slots[i] of block blocks[i]."""
@@ -65,6 +60,16 @@ class KvPool:
             return KvBlocks(self._keys[index], self._values[index], None, None)
         key_scales, value_scales = self._scales
         return KvBlocks(self._keys[index], self._values[index], key_scales[index], value_scales[index])
+
+
+def blocks_in(num_bytes: int, bytes_per_block: int) -> int:
+    """How many blocks fit; raises OutOfMemoryError if that is fewer than two."""
+    if num_bytes < _MIN_BLOCKS * bytes_per_block:
+        raise OutOfMemoryError(
+            f"KV cache: expected at least {_MIN_BLOCKS * bytes_per_block:,} bytes "
+            f"({_MIN_BLOCKS} blocks of {BLOCK_SIZE} tokens), got {num_bytes:,}"
+        )
+    return num_bytes // bytes_per_block
 
 
 def block_bytes(config: ModelConfig, dtype: KvDtype) -> int:

@@ -15,7 +15,7 @@ from flashlet.model.arithmetic import Linear, Matrix
 from flashlet.model.config import ModelConfig
 from flashlet.model.parameters import parameter_shapes
 from flashlet.model.quantize import PANEL, QuantizedMatrix, dequantize, unpack_panels
-from flashlet.model.transformer import Layer, TransformerWeights
+from flashlet.model.transformer import Attention, Layer, TransformerWeights
 from flashlet.model.weights import WeightSource
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -41,11 +41,13 @@ def fp32_weights(source: WeightSource, device: torch.device) -> TransformerWeigh
     def layer(prefix: str) -> Layer:
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         return Layer(
-            attn_norm=tensor(f"{prefix}input_layernorm.weight"),
-            qkv=linear(*(f"{attention}{name}_proj" for name in "qkv")),
-            q_norm=optional(f"{attention}q_norm.weight"),
-            k_norm=optional(f"{attention}k_norm.weight"),
-            o=linear(f"{attention}o_proj"),
+            attention=Attention(
+                norm=tensor(f"{prefix}input_layernorm.weight"),
+                qkv=linear(*(f"{attention}{name}_proj" for name in "qkv")),
+                q_norm=optional(f"{attention}q_norm.weight"),
+                k_norm=optional(f"{attention}k_norm.weight"),
+                o=linear(f"{attention}o_proj"),
+            ),
             ffn_norm=tensor(f"{prefix}post_attention_layernorm.weight"),
             gate_up=linear(f"{mlp}gate_proj", f"{mlp}up_proj"),
             down=linear(f"{mlp}down_proj"),
@@ -63,56 +65,71 @@ def fp32_weights(source: WeightSource, device: torch.device) -> TransformerWeigh
 
 def int8_weights(config: ModelConfig, arrays: Arrays, device: torch.device) -> TransformerWeights:
     """Weights from the arrays of an int8 model (docs/weight-cache.md); dequantized unless on the CPU."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-
-    def tensor(name: str) -> Tensor:
-        return _tensor(arrays[name]).to(device)
-
-    def optional(name: str) -> Tensor | None:
-        return tensor(name) if name in arrays else None
-
-    def matrix(name: str, outputs: int, inputs: int) -> Matrix:
-        return _matrix([unpack_panels(arrays[name], outputs, inputs)], device)
-
-    def linear(name: str, outputs: int, inputs: int) -> Linear:
-        bias = optional(f"{name}_bias")
-        return Linear(matrix(name, outputs, inputs), None if bias is None else bias[:outputs])
-
-    def gate_up(name: str) -> Linear:
-        gate_and_up = [unpack_panels(arrays[name][first::2], inner, hidden) for first in (0, 1)]
-        bias = optional(f"{name}_bias")
-        if bias is not None:
-            bias = torch.cat([part[:inner] for part in bias.view(-1, 2, PANEL).transpose(0, 1).flatten(1)])
-        return Linear(_matrix(gate_and_up, device), bias)
-
-    def layer(prefix: str) -> Layer:
-        return Layer(
-            attn_norm=tensor(f"{prefix}attn_norm"),
-            qkv=linear(f"{prefix}qkv", config.query_size + 2 * config.kv_size, hidden),
-            q_norm=optional(f"{prefix}q_norm"),
-            k_norm=optional(f"{prefix}k_norm"),
-            o=linear(f"{prefix}o", hidden, config.query_size),
-            ffn_norm=tensor(f"{prefix}ffn_norm"),
-            gate_up=gate_up(f"{prefix}gate_up"),
-            down=linear(f"{prefix}down", hidden, inner),
-        )
-
-    embed = matrix("embed", config.vocab_size, hidden)
+    read = Int8Reader(arrays, device, exact=device.type == "cpu")
+    hidden = config.hidden_size
+    embed = read.matrix("embed", config.vocab_size, hidden)
     return TransformerWeights(
         config=config,
         embed=embed,
-        layers=[layer(f"layers.{index}.") for index in range(config.num_layers)],
-        final_norm=tensor("final_norm"),
-        head=embed if config.tie_word_embeddings else matrix("head", config.vocab_size, hidden),
+        layers=[read.layer(config, f"layers.{index}.") for index in range(config.num_layers)],
+        final_norm=read.tensor("final_norm"),
+        head=embed if config.tie_word_embeddings else read.matrix("head", config.vocab_size, hidden),
     )
 
 
-def _matrix(parts: list[QuantizedMatrix], device: torch.device) -> Matrix:
-    """One matrix from the outputs of all `parts`."""
-    if device.type != "cpu":
-        return torch.cat([_tensor(dequantize(part)) for part in parts]).to(device)
-    weight = torch.cat([torch.from_numpy(part.q) for part in parts])
-    return GroupedMatrix.from_int8(weight, torch.cat([torch.from_numpy(part.scale) for part in parts]))
+class Int8Reader:
+    """Makes tensors from packed arrays: matrices of int8 groups if `exact`, else dequantized."""
+
+    def __init__(self, arrays: Arrays, device: torch.device, *, exact: bool) -> None:
+        self._arrays, self._device, self._exact = arrays, device, exact
+
+    def tensor(self, name: str) -> Tensor:
+        """A vector as it is."""
+        return _tensor(self._arrays[name]).to(self._device)
+
+    def matrix(self, name: str, outputs: int, inputs: int) -> Matrix:
+        """A packed matrix [outputs, inputs]."""
+        return self._matrix([unpack_panels(self._arrays[name], outputs, inputs)])
+
+    def layer(self, config: ModelConfig, prefix: str) -> Layer:
+        """The decoder layer whose arrays have this prefix."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        return Layer(
+            attention=self._attention(config, prefix) if f"{prefix}qkv" in self._arrays else None,
+            ffn_norm=self.tensor(f"{prefix}ffn_norm"),
+            gate_up=self._gate_up(f"{prefix}gate_up", inner, hidden),
+            down=self._linear(f"{prefix}down", hidden, inner),
+        )
+
+    def _attention(self, config: ModelConfig, prefix: str) -> Attention:
+        return Attention(
+            norm=self.tensor(f"{prefix}attn_norm"),
+            qkv=self._linear(f"{prefix}qkv", config.query_size + 2 * config.kv_size, config.hidden_size),
+            q_norm=self._optional(f"{prefix}q_norm"),
+            k_norm=self._optional(f"{prefix}k_norm"),
+            o=self._linear(f"{prefix}o", config.hidden_size, config.query_size),
+        )
+
+    def _optional(self, name: str) -> Tensor | None:
+        return self.tensor(name) if name in self._arrays else None
+
+    def _linear(self, name: str, outputs: int, inputs: int) -> Linear:
+        bias = self._optional(f"{name}_bias")
+        return Linear(self.matrix(name, outputs, inputs), None if bias is None else bias[:outputs])
+
+    def _gate_up(self, name: str, inner: int, hidden: int) -> Linear:
+        gate_and_up = [unpack_panels(self._arrays[name][first::2], inner, hidden) for first in (0, 1)]
+        bias = self._optional(f"{name}_bias")
+        if bias is not None:
+            bias = torch.cat([part[:inner] for part in bias.view(-1, 2, PANEL).transpose(0, 1).flatten(1)])
+        return Linear(self._matrix(gate_and_up), bias)
+
+    def _matrix(self, parts: list[QuantizedMatrix]) -> Matrix:
+        """One matrix from the outputs of all `parts`."""
+        if not self._exact:
+            return torch.cat([_tensor(dequantize(part)) for part in parts]).to(self._device)
+        weight = torch.cat([torch.from_numpy(part.q) for part in parts])
+        return GroupedMatrix.from_int8(weight, torch.cat([torch.from_numpy(part.scale) for part in parts]))
 
 
 def _tensor(array: NDArray[np.float32]) -> Tensor:

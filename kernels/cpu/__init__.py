@@ -2,7 +2,6 @@
 
 from flashlet.kernels.cpu._native import (
     BLOCK_SIZE,
-    MAX_DRAFT_TOKENS,
     Kernels,
     NativeModel,
     block_bytes,

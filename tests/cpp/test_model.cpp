@@ -95,8 +95,11 @@ void step(Model& model, const std::vector<Sequence*>& sequences, int chunk) {
     for (Sequence* sequence : sequences) {
         const int rows = std::min(chunk, static_cast<int>(sequence->tokens.size()) - sequence->computed);
         if (rows == 0) continue;
-        const Slice slice{plan.rows(), rows, sequence->computed, static_cast<int>(plan.block_tables.size()),
-                          0};
+        Slice slice;
+        slice.first_row = plan.rows();
+        slice.rows = rows;
+        slice.start = sequence->computed;
+        slice.table = static_cast<int>(plan.block_tables.size());
         plan.tokens.insert(plan.tokens.end(), sequence->tokens.begin() + sequence->computed,
                            sequence->tokens.begin() + sequence->computed + rows);
         plan.block_tables.insert(plan.block_tables.end(), sequence->blocks.begin(), sequence->blocks.end());

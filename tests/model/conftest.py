@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from flashlet.model.config import ModelConfig, RopeConfig
+from flashlet.model.draft import DraftConfig, draft_shapes, save_draft
 from flashlet.model.int8_layout import int8_arrays
 from flashlet.model.parameters import parameter_shapes
 
@@ -105,6 +106,41 @@ class RandomWeights:
 def packed_arrays() -> Callable[[ModelConfig], dict[str, NDArray[Any]]]:
     """The arrays of a random int8 model, as docs/weight-cache.md names them."""
     return lambda config: dict(int8_arrays(RandomWeights(config)))
+
+
+WriteDraft = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def write_draft(tmp_path_factory: pytest.TempPathFactory) -> WriteDraft:
+    """write_draft(config of the target, **changes of its DraftConfig) -> file of a random draft model."""
+
+    def write(target: ModelConfig, **changes: Any) -> Path:
+        shape: dict[str, Any] = {
+            "features": (0, target.num_layers + 1), "output_vocab_size": max(1, target.vocab_size * 2 // 3),
+            "intermediate_size": 50, "num_heads": 3, "num_kv_heads": 1, "head_dim": 24, "rope": target.rope,
+            "rms_norm_eps": target.rms_norm_eps,
+        }  # fmt: skip
+        config = DraftConfig(target.hidden_size, target.vocab_size, target.num_layers, **(shape | changes))
+        path = tmp_path_factory.mktemp("draft") / "random.safetensors"
+        save_draft(path, config, random_draft(config))
+        return path
+
+    return write
+
+
+def random_draft(config: DraftConfig) -> Weights:
+    """Seeded tensors of a draft, scaled so that every input sways its logits."""
+    rng = np.random.default_rng(11)
+    tensors: Weights = {}
+    for name, shape in draft_shapes(config).items():
+        if name == "vocab_ids":
+            ids = rng.choice(config.vocab_size, shape, replace=False)
+            tensors[name] = np.sort(ids).astype(np.int32)
+        else:
+            mean, spread = (1.0, 0.1) if len(shape) == 1 else (0.0, shape[-1] ** -0.5)
+            tensors[name] = rng.normal(mean, spread, shape).astype(np.float32)
+    return tensors
 
 
 @pytest.fixture

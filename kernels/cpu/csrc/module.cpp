@@ -353,7 +353,6 @@ NB_MODULE(_native, m) {
         },
         nb::arg("config"), nb::arg("kv_dtype"), "Bytes of one KV block over all layers.");
     m.attr("BLOCK_SIZE") = kBlock;
-    m.attr("MAX_DRAFT_TOKENS") = kMaxDraftTokens;
     nb::class_<NativeModel>(m, "NativeModel", "A model with its KV pool and threads; see executor_native.py.")
         .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int64_t, int, int, int,
                       const std::string&, const nb::object&, const nb::dict&>(),
