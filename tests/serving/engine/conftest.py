@@ -144,6 +144,8 @@ class ToyExecutor:
             assert [*sample.prompt, *sample.output] == context
         key = (context, params.seed, params.temperature, [*sample.output])
         choices = [token_id for token_id in ALPHABET if token_id not in sample.suppressed]
+        if (mask := sample.allowed) is not None:
+            choices = [token_id for token_id in choices if mask[token_id // 32] >> token_id % 32 & 1]
         return choices[_hash(key) % len(choices)]
 
     def _score(self, context: list[int], token_id: int, num_top: int) -> TokenLogprobs:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from flashlet.model.sampling import SamplingParams
 from flashlet.serving.engine.engine import Engine
@@ -124,7 +126,7 @@ def test_requests_choose_who_drafts(toy: SimpleNamespace, speculating: Speculati
         assert any(piece.draft for piece in pieces) == (chosen == "auto")
 
 
-def test_history_min_tokens_and_masks_hold_at_every_position(
+def test_history_and_min_tokens_hold_at_every_position(
     toy: SimpleNamespace, speculating: Speculating
 ) -> None:
     executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
@@ -141,3 +143,39 @@ def test_history_min_tokens_and_masks_hold_at_every_position(
             proposed = step.slices[0].proposed[:i]
             assert [*sample.output[count - i :]] == [*proposed]
     assert answer.visible() == toy.run_alone(wanted, 128).visible()
+
+
+class Alternating:
+    """A grammar, and its own constraint: a letter up to d, then one after d, and so on."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def constraint(self, *_: object) -> Alternating:
+        return Alternating()
+
+    def masks(self, proposed: Sequence[int]) -> list[NDArray[np.uint32] | None]:
+        masks: list[NDArray[np.uint32] | None] = []
+        for i, token_id in enumerate([*proposed, -1]):
+            allowed = [*(b"efgh" if (self._count + i) % 2 else b"abcd")]
+            masks.append(np.zeros(9, np.uint32))
+            for byte in allowed:
+                masks[-1][byte // 32] |= 1 << byte % 32
+            if token_id not in allowed:
+                break
+        return masks
+
+    def push(self, token_id: int) -> None:
+        assert token_id in (b"efgh" if self._count % 2 else b"abcd")
+        self._count += 1
+
+
+@pytest.mark.parametrize("accuracy", [0.5, 1.0])
+def test_masks_cut_proposals(toy: SimpleNamespace, speculating: Speculating, accuracy: float) -> None:
+    executor = toy.Executor(max_draft_tokens=3, accuracy=accuracy)
+    engine = speculating(toy.engine(executor, draft="auto"))
+    requests = [request(bytes([97 + i]) * 5, 60, grammar=Alternating()) for i in range(4)]
+    answers = toy.run(engine, requests)
+    for wanted, answer in zip(requests, answers, strict=True):
+        assert answer.visible() == toy.run_alone(wanted, 128).visible()
+    assert engine.stats().accepted_tokens > 0
