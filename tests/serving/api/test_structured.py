@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -130,6 +131,19 @@ def test_an_answer_does_not_depend_on_its_batch_mates(server: Server) -> None:
     assert [together[index] for index in range(len(bodies))] == alone
 
 
+def test_drafts_do_not_change_an_answer(server: Server, start_server: Callable[..., Server]) -> None:
+    drafting = start_server(engine={"draft": "ngram"})
+    drafter = drafting.service.model.engine_loop.engine.scheduler.drafter  # type: ignore[union-attr]
+    drafter.comparison.step_done = lambda *args, **kwargs: None  # type: ignore[union-attr]
+    drafter.costs.ms = lambda rows: 1.0  # type: ignore[union-attr]
+    for fields in ({"guided_regex": "(abcd ){30}[xyz]*"}, {"response_format": schema_format(PERSON)}):
+        body = {**fields, "seed": 2, "max_tokens": 180}
+        assert ask(drafting, CHAT, **body) == ask(server, CHAT, **body)
+    body = prompt(CHAT) | {"guided_regex": "(abcd ){30}", "max_tokens": 180}
+    usage = drafting.post(CHAT, **body).json()["usage"]
+    assert usage["completion_tokens_details"]["accepted_prediction_tokens"] > 20
+
+
 def test_a_token_limit_cuts_the_answer(server: Server) -> None:
     assert ask(server, CHAT, guided_regex="[a-z]{20}", max_tokens=1)[0][1] == "length"
     ((text, reason),) = ask(server, CHAT, guided_regex="[a-c]", max_tokens=1)
@@ -196,7 +210,7 @@ def test_wrong_fields_are_named(
 def test_a_hostile_schema_holds_up_nobody(server: Server) -> None:
     """One takes for ever to compile, one fails while it is followed; both end with an error of their own."""
     errors: list[dict[str, Any]] = []
-    slow = {"guided_json": {"type": "integer", "multipleOf": 99_999_989}}
+    slow: dict[str, Any] = {"guided_json": {"type": "integer", "multipleOf": 99_999_989}}
     thread = threading.Thread(target=lambda: errors.append(refused(server, **slow)))
     thread.start()
     for _ in range(3):
