@@ -97,7 +97,7 @@ class CompletionChoice:
 
     def answer(self) -> dict[str, Any]:
         """The choice of a plain answer, without its index."""
-        answer = {
+        answer: dict[str, Any] = {
             "text": "".join(self._text),
             "logprobs": None if self._logprobs is None else self._logprobs.take(),
             "finish_reason": self._finish_reason,

@@ -37,7 +37,7 @@ def health_router(service: Service) -> APIRouter:
         """Name the server and its version."""
         return json_response({"name": "flashlet", "version": version("flashlet")})
 
-    @router.get("/metrics", response_class=Response, responses={200: metrics_text} | error_responses(401))
+    @router.get("/metrics", response_class=Response, responses=error_responses(401) | {200: metrics_text})
     async def metrics() -> Response:
         """Metrics in the Prometheus text format."""
         stats = service.model.engine_loop.stats() if service.model else None

@@ -109,7 +109,7 @@ BAD_FIELDS = [
     (chat(stream=True, stream_options={"usage": True}), "stream_options.usage"),
     (chat(tools=[{"type": "function"}]), "tools[0].function"),
     (chat(tool_choice="auto"), "tool_choice"),
-    (chat(response_format={"type": "json_object"}), "response_format.type"),
+    (chat(response_format={"type": "xml"}), "response_format"),
     (chat(modalities=["audio"]), "modalities[0]"),
     (completion(suffix="x"), "suffix"),
     (message(role="robot"), "messages[1].role"),
