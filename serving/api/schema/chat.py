@@ -9,7 +9,14 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 from flashlet.serving.api.schema.base import AnswerModel, Unsupported, WireModel, kind_of
 from flashlet.serving.api.schema.logprobs import PromptLogprobs
 from flashlet.serving.api.schema.sampling import MAX_TOP_LOGPROBS, SamplingFields
-from flashlet.serving.api.schema.tools import MAX_TOOLS, AnsweredCall, CallDelta, Tool, ToolCall, ToolChoice
+from flashlet.serving.api.schema.tools import (
+    MAX_TOOLS,
+    AnsweredCall,
+    ToolCallDelta,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from flashlet.serving.api.schema.usage import Usage
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -148,7 +155,7 @@ class ChatDelta(AnswerModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
-    tool_calls: list[CallDelta] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(AnswerModel):

@@ -95,7 +95,7 @@ class FunctionDelta(AnswerModel):
     arguments: str
 
 
-class CallDelta(AnswerModel):
+class ToolCallDelta(AnswerModel):
     """New part of the call `index`; id, type and name come once."""
 
     index: int

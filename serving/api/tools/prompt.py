@@ -29,6 +29,8 @@ If one of them can do what the user asks for, reply with a call:
 {{"name": "<tool>", "arguments": {{...}}}}
 </tool_call>
 Otherwise reply in plain text."""
+# After results: without it, a small model repeats them as they are.
+_AFTER_RESULTS = "Tell me the result in a sentence."
 _EXAMPLE_CHARACTERS = 200  # of the request in the example
 
 
@@ -143,7 +145,7 @@ def _with_merged_results(messages: Sequence[dict[str, Any]]) -> list[dict[str, A
     for is_result, group in groupby(messages, key=lambda message: message["role"] == "tool"):
         if is_result:
             results = [f"<tool_response>\n{message['content']}\n</tool_response>" for message in group]
-            merged.append({"role": "user", "content": "\n".join(results)})
+            merged.append({"role": "user", "content": "\n".join([*results, _AFTER_RESULTS])})
         else:
             merged += group
     return merged

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import openai
 import pytest
+
+from flashlet.serving.api.tools import convention
+from flashlet.serving.api.tools.convention import MISTRAL
 
 if TYPE_CHECKING:
     from tests.serving.api.conftest import Server
@@ -29,23 +33,23 @@ NOW = {"type": "function", "function": {"name": "now"}}
 TOOLS = [WEATHER, NOW]
 WEATHER_CHOICE = {"type": "function", "function": {"name": "get_weather"}}
 PARIS = '{"city": "Paris", "days": 3}'
-QWEN = """\
+QWEN_TEMPLATE = """\
 {%- if tools %}<|im_start|>system
 {% for tool in tools %}{{ tool | tojson }}
 {% endfor %}Call: <tool_call>{\\"name\\": ..., \\"arguments\\": ...}</tool_call><|im_end|>
 {% endif %}
 {%- for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}{% for call in m.tool_calls or [] %}[{{ call.id }} {{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}
+{{ m.content }}{% for call in m.tool_calls or [] %}[{{ call.id }} {{ call.function.name }} \
+{{ call.function.arguments | tojson }}]{% endfor %}
 {%- if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-LLAMA = (
-    QWEN.replace("<tool_call>", "")
+LLAMA_TEMPLATE = (
+    QWEN_TEMPLATE.replace("<tool_call>", "")
+    .replace('\\"name\\": ', '"name": ')
     .replace("arguments\\", "parameters\\")
-    .replace('\\"name', '"name')
-    .replace('name\\": ', 'name": ')
 )
-MISTRAL = QWEN.replace("<tool_call>", "[TOOL_CALLS]")
+MISTRAL_TEMPLATE = QWEN_TEMPLATE.replace("<tool_call>", "[TOOL_CALLS]")
 
 
 def call(name: str, arguments: str) -> str:
@@ -196,7 +200,8 @@ def test_a_named_function_is_called_once(server: Server) -> None:
 
 
 def test_calls_in_a_row_end(server: Server) -> None:
-    choice = choice_of(server, "\n".join([call("now", "{}")] * 40))
+    server.executor.script = "\n".join([call("now", "{}")] * 40)
+    (choice,) = server.post(CHAT, messages=[USER], tools=TOOLS).json()["choices"]
     assert len(functions(choice)) == 32 and choice["finish_reason"] == "tool_calls"
 
 
@@ -208,10 +213,11 @@ def test_no_tools_no_calls(server: Server) -> None:
     answer = server.post(CHAT, messages=[USER], tools=TOOLS, tool_choice="none", max_tokens=200).json()
     message = answer["choices"][0]["message"]
     assert "tool_calls" not in message and message["content"] and "<tool_call>" not in message["content"]
-    prompts = [server.post(CHAT, messages=[USER], max_tokens=1, **extra).json()["usage"]["prompt_tokens"] for extra in (
-        {}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}, {"tools": TOOLS}
-    )]  # fmt: skip
-    assert prompts[0] == prompts[1] == prompts[2] < prompts[3]
+    prompts = [
+        prompt_of(server, messages=[USER], **extra)
+        for extra in ({"tools": None}, {"tool_choice": "none"}, {"tools": []}, {})
+    ]
+    assert prompts[0] == prompts[1] == prompts[2] and "get_weather" in prompts[3]
 
 
 def test_nasty_arguments(server: Server) -> None:
@@ -260,7 +266,7 @@ def test_token_ids_beside_calls(server: Server) -> None:
     (plain,) = answer["choices"]
     events = [json.loads(event) for event in server.stream(CHAT, **body)[:-1]]
     chunks = [event["choices"][0] for event in events]
-    assert sum((chunk.get("token_ids", []) for chunk in chunks), []) == plain["token_ids"]
+    assert [token_id for chunk in chunks for token_id in chunk.get("token_ids", [])] == plain["token_ids"]
     assert events[0]["prompt_token_ids"] == answer["prompt_token_ids"]
     assert len(plain["token_ids"]) == len(server.executor.script) + 1
 
@@ -316,14 +322,14 @@ def test_prompt_of_a_template_without_tools(server: Server) -> None:
         "<|im_start|>user\nweather?<|im_end|>\n<|im_start|>assistant\n"
         + call("get_weather", PARIS) + "\n" + call("now", "{}")
         + "<|im_end|>\n<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n<tool_response>\nnoon\n"
-        "</tool_response><|im_end|>\n<|im_start|>assistant\n"
+        "</tool_response>\nTell me the result in a sentence.<|im_end|>\n<|im_start|>assistant\n"
     )  # fmt: skip
     without = prompt_of(server, tools=None)
     assert without == rest[rest.index("<|im_start|>user\nweather?") :]
 
 
 def test_templates_that_know_tools(start_server: Callable[..., Server]) -> None:
-    server = start_server(context_length=4096, template=QWEN)
+    server = start_server(context_length=4096, template=QWEN_TEMPLATE)
     text = prompt_of(server)
     assert '"name": "get_weather"' in text and "You can call these tools" not in text
     assert f"[call_1 get_weather {PARIS}][call_2 now {{}}]" in text and "rain(call_1)" in text
@@ -332,7 +338,7 @@ def test_templates_that_know_tools(start_server: Callable[..., Server]) -> None:
 
 
 def test_llama_convention(start_server: Callable[..., Server]) -> None:
-    server = start_server(context_length=4096, template=LLAMA)
+    server = start_server(context_length=4096, template=LLAMA_TEMPLATE)
     script = f'{{"name": "get_weather", "parameters": {PARIS}}}'
     assert functions(choice_of(server, script + " more")) == [("get_weather", PARIS)]
     assert functions(choice_of(server, script, tool_choice="required")) == [("get_weather", PARIS)]
@@ -342,13 +348,28 @@ def test_llama_convention(start_server: Callable[..., Server]) -> None:
 
 
 def test_mistral_convention(start_server: Callable[..., Server]) -> None:
-    server = start_server(context_length=4096, template=MISTRAL)
+    server = start_server(context_length=4096, template=MISTRAL_TEMPLATE)
     call_id, result_id = re.findall(r"\[(\w+) get_weather|rain\((\w+)\)", prompt_of(server))
     assert call_id[0] == result_id[1] and re.fullmatch("[a-z0-9]{9}", call_id[0])
-    script = f'Ok. [TOOL_CALLS] [{{"name": "get_weather", "arguments": {PARIS}}}, {{"name": "now", "arguments": {{}}}}]'
-    choice = choice_of(server, script)
+    calls = [
+        f'{{"name": "{name}", "arguments": {text}}}' for name, text in (("get_weather", PARIS), ("now", "{}"))
+    ]
+    choice = choice_of(server, f"Ok. [TOOL_CALLS] [{', '.join(calls)}]")
     assert functions(choice) == [("get_weather", PARIS), ("now", "{}")]
     assert choice["message"]["content"] == "Ok."
+
+
+def test_a_special_token_begins_calls(
+    start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    special = replace(MISTRAL, markers=("endoftext",), trigger="<|endoftext|>")
+    monkeypatch.setattr(convention, "_NATIVE", (special,))
+    server = start_server(context_length=4096, template=MISTRAL_TEMPLATE + "{# endoftext #}")
+    script = f'<|endoftext|> [{{"name": "get_weather", "arguments": {PARIS}}}]'
+    forced = choice_of(server, script, tool_choice="required")
+    assert functions(forced) == [("get_weather", PARIS)] and forced["message"]["content"] is None
+    # As text it is no trigger.
+    assert choice_of(server, script)["message"]["content"] == script
 
 
 def test_continuing_a_message(server: Server) -> None:
@@ -356,7 +377,7 @@ def test_continuing_a_message(server: Server) -> None:
     text = prompt_of(server, messages=messages, continue_final_message=True, add_generation_prompt=False)
     assert text.endswith("<|im_start|>assistant\nIt is")
     text = prompt_of(server, messages=ROUND, add_generation_prompt=False)
-    assert text.endswith("</tool_response><|im_end|>\n")
+    assert text.endswith("</tool_response>\nTell me the result in a sentence.<|im_end|>\n")
     response = server.post(CHAT, messages=ROUND[:2], tools=TOOLS, continue_final_message=True)
     assert response.status_code == 400 and response.json()["error"]["param"] == "continue_final_message"
 
@@ -365,12 +386,16 @@ def tool(name: str = "f", **parameters: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **parameters}}
 
 
+def with_property(schema: dict[str, Any]) -> dict[str, Any]:
+    return tool(parameters={"properties": {"a": schema}})
+
+
 def history(**message: Any) -> dict[str, Any]:
     return {"messages": [USER, {"role": "assistant", "content": None} | message]}
 
 
-def past_call(**function: Any) -> dict[str, Any]:
-    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"} | function}
+def past_call(arguments: str = "{}") -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
 @pytest.mark.parametrize(
@@ -385,9 +410,9 @@ def past_call(**function: Any) -> dict[str, Any]:
         ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
         ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
         ({"tools": [tool(parameters={"type": ["object", "null"]})]}, "tools[0].function.parameters"),
-        ({"tools": [NOW, tool(parameters={"properties": {"a": {"type": "foo"}}})]}, "tools[1].function.parameters"),
-        ({"tools": [tool(parameters={"properties": {"a": {"$ref": "#/no"}}})]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parameters={"properties": {"a": {"not": {}}}})]}, "tools[0].function.parameters"),
+        ({"tools": [NOW, with_property({"type": "foo"})]}, "tools[1].function.parameters"),
+        ({"tools": [with_property({"$ref": "#/no"})]}, "tools[0].function.parameters"),
+        ({"tools": [with_property({"not": {}})]}, "tools[0].function.parameters"),
         ({"tools": [tool(parametres={})]}, "tools[0].function.parametres"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": {}}, "tools"),
@@ -404,10 +429,10 @@ def past_call(**function: Any) -> dict[str, Any]:
         (history(), "messages[1].content"),
         (history(tool_calls=[]), "messages[1].content"),
         (history(tool_calls=[{"id": "c"}]), "messages[1].tool_calls[0].type"),
-        (history(tool_calls=[past_call(arguments="{")]), "messages[1].tool_calls[0].function.arguments"),
-        (history(tool_calls=[past_call(arguments="[]")]), "messages[1].tool_calls[0].function.arguments"),
-        (history(tool_calls=[past_call(arguments="[" * 9999)]), "messages[1].tool_calls[0].function.arguments"),
-        (history(tool_calls=[past_call(arguments='{"a": "\\ud800"}')]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call("{")]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call("[]")]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call("[" * 9999)]), "messages[1].tool_calls[0].function.arguments"),
+        (history(tool_calls=[past_call('{"a": "\\ud800"}')]), "messages[1].tool_calls[0].function.arguments"),
         (history(tool_calls=[past_call()], role="user"), "messages[1].tool_calls"),
         (history(function_call={"name": "f", "arguments": "{}"}), "messages[1].function_call"),
         ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),

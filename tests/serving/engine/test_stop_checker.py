@@ -142,3 +142,34 @@ def test_half_a_character_waits_for_its_other_half(toy: SimpleNamespace) -> None
     checker = StopChecker(GenerationRequest((5,), stop=("é!",)), toy.ByteDecoder(), 4, ())
     texts = [checker.push(byte, number) for number, byte in enumerate("aé?".encode(), 1)]
     assert texts == [("a", None), ("", None), ("", None), ("é?", "length")]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.text("ab<|", min_size=0, max_size=3), max_size=12),
+    st.sets(st.text("ab<", min_size=1, max_size=3)),
+)
+def test_nothing_stops_behind_the_text_that_ends_stops(pieces: list[str], stop: set[str]) -> None:
+    """If no match begins in front of `||`, the whole text is shown."""
+    text = "".join(pieces) + "||" + "".join(reversed(pieces))
+    if not any(one in text.partition("||")[0] for one in stop):
+        shown, reason = stream(
+            [*pieces, "|", "|", *reversed(pieces), "<eos>"], stop=tuple(stop), stops_before="||"
+        )
+        assert ("".join(shown), reason) == (text, "stop")
+
+
+def test_stop_tokens_end_text_only() -> None:
+    pieces = ["a", "||", "<stop>", "b", "<eos>", "c"]
+    assert stream(pieces, stop_token_ids=(STOP_TOKEN,), stops_before="||") == (
+        ["a", "||", "<stop>", "b", ""],
+        "stop",
+    )
+    assert stream(["a", "<stop>", *pieces], stop_token_ids=(STOP_TOKEN,), stops_before="||")[1] == "stop"
+    assert stream(["a", "[x]", "b", "xb", "<eos>"], stop=("b",), stops_before=3) == (
+        ["a", "[x]", "b", "xb", ""],
+        "stop",
+    )
+    assert stream(["a", "b"], stop=("b",), stops_before=3) == (["a", "b"], "")
+    assert stream(["b|", "|b", "<eos>"], stop=("|b", "b|", "c"), stops_before="||") == ([""], "stop")
+    assert stream(["a|", "|b", "<eos>"], stop=("|b", "bc"), stops_before="||") == (["a", "||b", ""], "stop")
