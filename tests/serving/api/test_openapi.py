@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,14 @@ def test_the_page_needs_no_other_server(server: Server) -> None:
     assert len(links) >= 2 and all(link.startswith("/") for link in links)
     for link in links:
         assert server.client.get(link).status_code == 200
+
+
+def test_version(full: Server) -> None:
+    assert full.client.get("/version", headers=HEADERS).json() == {
+        "name": "flashlet",
+        "version": version("flashlet"),
+    }
+    assert full.client.get("/version").status_code == 401
 
 
 def test_a_wrong_method_is_told_the_right_ones(full: Server) -> None:
