@@ -12,9 +12,9 @@ from flashlet.serving.api.schema.sampling import MAX_TOP_LOGPROBS, SamplingField
 from flashlet.serving.api.schema.tools import (
     MAX_TOOLS,
     AnsweredCall,
-    ToolCallDelta,
     Tool,
     ToolCall,
+    ToolCallDelta,
     ToolChoice,
 )
 from flashlet.serving.api.schema.usage import Usage

@@ -1,4 +1,4 @@
-"""Tools over HTTP. What the model would write is scripted; grammars may force it to write something else."""
+"""Answers with calls over HTTP. A script says what the model would write; grammars may overrule it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
-import openai
 import pytest
 
 from flashlet.serving.api.tools import convention
@@ -33,23 +32,14 @@ NOW = {"type": "function", "function": {"name": "now"}}
 TOOLS = [WEATHER, NOW]
 WEATHER_CHOICE = {"type": "function", "function": {"name": "get_weather"}}
 PARIS = '{"city": "Paris", "days": 3}'
-QWEN_TEMPLATE = """\
-{%- if tools %}<|im_start|>system
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}Call: <tool_call>{\\"name\\": ..., \\"arguments\\": ...}</tool_call><|im_end|>
-{% endif %}
-{%- for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}{% for call in m.tool_calls or [] %}[{{ call.id }} {{ call.function.name }} \
-{{ call.function.arguments | tojson }}]{% endfor %}
-{%- if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-LLAMA_TEMPLATE = (
-    QWEN_TEMPLATE.replace("<tool_call>", "")
-    .replace('\\"name\\": ', '"name": ')
-    .replace("arguments\\", "parameters\\")
+# Which convention it is follows from a few words; how prompts look is tested in test_tool_requests.py.
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if tools %}%s{% endif %}assistant{{ '\\n' }}"
 )
-MISTRAL_TEMPLATE = QWEN_TEMPLATE.replace("<tool_call>", "[TOOL_CALLS]")
+HERMES_TEMPLATE = TEMPLATE.replace("%s", '<tool_call>{"name": ..., "arguments": ...}')
+LLAMA_TEMPLATE = TEMPLATE.replace("%s", '{"name": ..., "parameters": ...}')
+MISTRAL_TEMPLATE = TEMPLATE.replace("%s", "[TOOL_CALLS]")
 
 
 def call(name: str, arguments: str) -> str:
@@ -213,11 +203,6 @@ def test_no_tools_no_calls(server: Server) -> None:
     answer = server.post(CHAT, messages=[USER], tools=TOOLS, tool_choice="none", max_tokens=200).json()
     message = answer["choices"][0]["message"]
     assert "tool_calls" not in message and message["content"] and "<tool_call>" not in message["content"]
-    prompts = [
-        prompt_of(server, messages=[USER], **extra)
-        for extra in ({"tools": None}, {"tool_choice": "none"}, {"tools": []}, {})
-    ]
-    assert prompts[0] == prompts[1] == prompts[2] and "get_weather" in prompts[3]
 
 
 def test_nasty_arguments(server: Server) -> None:
@@ -286,163 +271,8 @@ def test_response_format_beside_tools(server: Server) -> None:
     assert response.status_code == 400 and response.json()["error"]["param"] == "response_format"
 
 
-ROUND = [
-    USER,
-    {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [
-            {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": PARIS}},
-            {"id": "call_2", "type": "function", "function": {"name": "now", "arguments": ""}},
-        ],
-    },
-    {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "rain"}]},
-    {"role": "tool", "tool_call_id": "call_2", "content": "noon"},
-]
-
-
-def prompt_of(server: Server, **body: Any) -> str:
-    """The prompt that a request is turned into."""
-    server.executor.script = "ok"
-    response = server.post(CHAT, return_token_ids=True, **{"messages": ROUND, "tools": TOOLS, **body})
-    assert response.status_code == 200, response.text
-    ids = response.json()["prompt_token_ids"]
-    text: str = server.post("/detokenize", tokens=ids).json()["prompt"]
-    return text
-
-
-def test_prompt_of_a_template_without_tools(server: Server) -> None:
-    text = prompt_of(server, messages=[{"role": "developer", "content": "Be brief."}, *ROUND])
-    system, example, rest = text.partition("<|im_start|>user\nGet the weather.<|im_end|>\n")
-    assert system.startswith("<|im_start|>system\nBe brief.\n\n") and json.dumps(WEATHER_SCHEMA) in system
-    assert example and rest.startswith(
-        "<|im_start|>assistant\n" + call("get_weather", '{"city": "...", "days": 1}') + "<|im_end|>\n"
-    )
-    assert rest.endswith(
-        "<|im_start|>user\nweather?<|im_end|>\n<|im_start|>assistant\n"
-        + call("get_weather", PARIS) + "\n" + call("now", "{}")
-        + "<|im_end|>\n<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n<tool_response>\nnoon\n"
-        "</tool_response>\nTell me the result in a sentence.<|im_end|>\n<|im_start|>assistant\n"
-    )  # fmt: skip
-    without = prompt_of(server, tools=None)
-    assert without == rest[rest.index("<|im_start|>user\nweather?") :]
-
-
-def test_templates_that_know_tools(start_server: Callable[..., Server]) -> None:
-    server = start_server(context_length=4096, template=QWEN_TEMPLATE)
-    text = prompt_of(server)
-    assert '"name": "get_weather"' in text and "You can call these tools" not in text
-    assert f"[call_1 get_weather {PARIS}][call_2 now {{}}]" in text and "rain(call_1)" in text
-    choice = choice_of(server, "Yes.\n" + call("get_weather", PARIS))
-    assert functions(choice) == [("get_weather", PARIS)] and choice["message"]["content"] == "Yes."
-
-
-def test_llama_convention(start_server: Callable[..., Server]) -> None:
-    server = start_server(context_length=4096, template=LLAMA_TEMPLATE)
-    script = f'{{"name": "get_weather", "parameters": {PARIS}}}'
-    assert functions(choice_of(server, script + " more")) == [("get_weather", PARIS)]
-    assert functions(choice_of(server, script, tool_choice="required")) == [("get_weather", PARIS)]
-    assert choice_of(server, "text " + script)["message"]["content"] == "text " + script
-    response = server.post(CHAT, messages=[USER], tools=TOOLS, response_format={"type": "json_object"})
-    assert response.status_code == 400 and response.json()["error"]["param"] == "response_format"
-
-
-def test_mistral_convention(start_server: Callable[..., Server]) -> None:
-    server = start_server(context_length=4096, template=MISTRAL_TEMPLATE)
-    call_id, result_id = re.findall(r"\[(\w+) get_weather|rain\((\w+)\)", prompt_of(server))
-    assert call_id[0] == result_id[1] and re.fullmatch("[a-z0-9]{9}", call_id[0])
-    calls = [
-        f'{{"name": "{name}", "arguments": {text}}}' for name, text in (("get_weather", PARIS), ("now", "{}"))
-    ]
-    choice = choice_of(server, f"Ok. [TOOL_CALLS] [{', '.join(calls)}]")
-    assert functions(choice) == [("get_weather", PARIS), ("now", "{}")]
-    assert choice["message"]["content"] == "Ok."
-
-
-def test_a_special_token_begins_calls(
-    start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    special = replace(MISTRAL, markers=("endoftext",), trigger="<|endoftext|>")
-    monkeypatch.setattr(convention, "_NATIVE", (special,))
-    server = start_server(context_length=4096, template=MISTRAL_TEMPLATE + "{# endoftext #}")
-    script = f'<|endoftext|> [{{"name": "get_weather", "arguments": {PARIS}}}]'
-    forced = choice_of(server, script, tool_choice="required")
-    assert functions(forced) == [("get_weather", PARIS)] and forced["message"]["content"] is None
-    # As text it is no trigger.
-    assert choice_of(server, script)["message"]["content"] == script
-
-
-def test_continuing_a_message(server: Server) -> None:
-    messages = [*ROUND, {"role": "assistant", "content": "It is"}]
-    text = prompt_of(server, messages=messages, continue_final_message=True, add_generation_prompt=False)
-    assert text.endswith("<|im_start|>assistant\nIt is")
-    text = prompt_of(server, messages=ROUND, add_generation_prompt=False)
-    assert text.endswith("</tool_response>\nTell me the result in a sentence.<|im_end|>\n")
-    response = server.post(CHAT, messages=ROUND[:2], tools=TOOLS, continue_final_message=True)
-    assert response.status_code == 400 and response.json()["error"]["param"] == "continue_final_message"
-
-
 def tool(name: str = "f", **parameters: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **parameters}}
-
-
-def with_property(schema: dict[str, Any]) -> dict[str, Any]:
-    return tool(parameters={"properties": {"a": schema}})
-
-
-def history(**message: Any) -> dict[str, Any]:
-    return {"messages": [USER, {"role": "assistant", "content": None} | message]}
-
-
-def past_call(arguments: str = "{}") -> dict[str, Any]:
-    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"tools": [tool("")]}, "tools[0].function.name"),
-        ({"tools": [tool("a b")]}, "tools[0].function.name"),
-        ({"tools": [tool("é")]}, "tools[0].function.name"),
-        ({"tools": [tool("x" * 65)]}, "tools[0].function.name"),
-        ({"tools": [tool("f\n")]}, "tools[0].function.name"),
-        ({"tools": [NOW, tool("f"), tool("f")]}, "tools[2].function.name"),
-        ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parameters={"type": ["object", "null"]})]}, "tools[0].function.parameters"),
-        ({"tools": [NOW, with_property({"type": "foo"})]}, "tools[1].function.parameters"),
-        ({"tools": [with_property({"$ref": "#/no"})]}, "tools[0].function.parameters"),
-        ({"tools": [with_property({"not": {}})]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parametres={})]}, "tools[0].function.parametres"),
-        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
-        ({"tools": {}}, "tools"),
-        ({"tools": [NOW] * 129}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
-        ({"tool_choice": "required", "tools": []}, "tool_choice"),
-        ({"tool_choice": WEATHER_CHOICE}, "tool_choice"),
-        ({"tool_choice": "any", "tools": TOOLS}, "tool_choice"),
-        ({"tool_choice": 1, "tools": TOOLS}, "tool_choice"),
-        ({"tool_choice": {"type": "function"}, "tools": TOOLS}, "tool_choice.function"),
-        ({"tool_choice": WEATHER_CHOICE, "tools": [NOW]}, "tool_choice.function.name"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"function_call": "auto"}, "function_call"),
-        (history(), "messages[1].content"),
-        (history(tool_calls=[]), "messages[1].content"),
-        (history(tool_calls=[{"id": "c"}]), "messages[1].tool_calls[0].type"),
-        (history(tool_calls=[past_call("{")]), "messages[1].tool_calls[0].function.arguments"),
-        (history(tool_calls=[past_call("[]")]), "messages[1].tool_calls[0].function.arguments"),
-        (history(tool_calls=[past_call("[" * 9999)]), "messages[1].tool_calls[0].function.arguments"),
-        (history(tool_calls=[past_call('{"a": "\\ud800"}')]), "messages[1].tool_calls[0].function.arguments"),
-        (history(tool_calls=[past_call()], role="user"), "messages[1].tool_calls"),
-        (history(function_call={"name": "f", "arguments": "{}"}), "messages[1].function_call"),
-        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
-    ],
-)  # fmt: skip
-def test_refused(server: Server, body: dict[str, Any], param: str) -> None:
-    response = server.post(CHAT, **{"messages": [USER], **body})
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
-    assert error["param"] == param and error["type"] == "invalid_request_error"
 
 
 def test_arguments_schemas(server: Server) -> None:
@@ -478,39 +308,40 @@ def test_many_and_huge_tools(server: Server) -> None:
         }  # fmt: skip
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
+def test_hermes_convention(start_server: Callable[..., Server]) -> None:
+    server = start_server(context_length=4096, template=HERMES_TEMPLATE)
+    choice = choice_of(server, "Yes.\n" + call("get_weather", PARIS))
+    assert functions(choice) == [("get_weather", PARIS)] and choice["message"]["content"] == "Yes."
 
 
-def test_openai_loop(server: Server, client: openai.OpenAI) -> None:
-    server.executor.script = "One moment. " + call("get_weather", PARIS)
-    messages: list[Any] = [USER]
-    answer = client.chat.completions.create(model="toy", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
-    message = answer.choices[0].message
-    assert message.tool_calls and message.tool_calls[0].type == "function"
-    assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Paris", "days": 3}
-    messages += [message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}]
-    server.executor.script = "It rains."
-    answer = client.chat.completions.create(model="toy", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
-    assert answer.choices[0].message.content == "It rains." and answer.choices[0].finish_reason == "stop"
+def test_llama_convention(start_server: Callable[..., Server]) -> None:
+    server = start_server(context_length=4096, template=LLAMA_TEMPLATE)
+    script = f'{{"name": "get_weather", "parameters": {PARIS}}}'
+    assert functions(choice_of(server, script + " more")) == [("get_weather", PARIS)]
+    assert functions(choice_of(server, script, tool_choice="required")) == [("get_weather", PARIS)]
+    assert choice_of(server, "text " + script)["message"]["content"] == "text " + script
+    response = server.post(CHAT, messages=[USER], tools=TOOLS, response_format={"type": "json_object"})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "response_format"
 
 
-def test_openai_stream_helper(server: Server, client: openai.OpenAI) -> None:
-    server.executor.script = call("get_weather", PARIS) + "\n" + call("now", "{}")
-    with client.chat.completions.stream(model="toy", messages=[USER], tools=TOOLS) as stream:  # type: ignore[arg-type, list-item]
-        events = [*stream]
-        final = stream.get_final_completion()
-    message = final.choices[0].message
-    assert final.choices[0].finish_reason == "tool_calls" and message.tool_calls
-    assert [item.function.arguments for item in message.tool_calls] == [PARIS, "{}"]
-    assert sum(event.type == "tool_calls.function.arguments.done" for event in events) == 2
-    server.executor.script = "It rains."
-    follow_up: Any = [
-        USER,
-        message,
-        *({"role": "tool", "tool_call_id": item.id, "content": "x"} for item in message.tool_calls),
+def test_mistral_convention(start_server: Callable[..., Server]) -> None:
+    server = start_server(context_length=4096, template=MISTRAL_TEMPLATE)
+    calls = [
+        f'{{"name": "{name}", "arguments": {text}}}' for name, text in (("get_weather", PARIS), ("now", "{}"))
     ]
-    answer = client.chat.completions.create(model="toy", messages=follow_up, tools=TOOLS)  # type: ignore[arg-type]
-    assert answer.choices[0].message.content == "It rains."
+    choice = choice_of(server, f"Ok. [TOOL_CALLS] [{', '.join(calls)}]")
+    assert functions(choice) == [("get_weather", PARIS), ("now", "{}")]
+    assert choice["message"]["content"] == "Ok."
+
+
+def test_a_special_token_begins_calls(
+    start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    special = replace(MISTRAL, markers=("endoftext",), trigger="<|endoftext|>")
+    monkeypatch.setattr(convention, "_NATIVE", (special,))
+    server = start_server(context_length=4096, template=MISTRAL_TEMPLATE + "{# endoftext #}")
+    script = f'<|endoftext|> [{{"name": "get_weather", "arguments": {PARIS}}}]'
+    forced = choice_of(server, script, tool_choice="required")
+    assert functions(forced) == [("get_weather", PARIS)] and forced["message"]["content"] is None
+    # As text it is no trigger.
+    assert choice_of(server, script)["message"]["content"] == script
