@@ -76,10 +76,12 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer; its parameters have their Hugging Face names."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, attention: bool = True) -> None:
+        """Without `attention` only `feed_forward` works."""
         super().__init__()
-        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        if attention:
+            self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+            self.self_attn = Attention(config)
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flashlet.model.config import ModelConfig
 from flashlet.model.decoder import DecoderLayer, RmsNorm
+from flashlet.model.draft import DraftConfig
 from flashlet.model.rope import rope_tables
+
+_SHORT_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.": "",
+    "mlp.": "",
+    "_proj": "",
+}
 
 
 class DraftModule(nn.Module):
@@ -22,19 +29,18 @@ class DraftModule(nn.Module):
     Li et al. 2025: training-time test).
     """
 
-    def __init__(self, layer_config: ModelConfig, num_features: int, num_outputs: int, attention: bool) -> None:
-        """`layer_config`: shape of the draft's own layers, hidden size and RoPE as in the target."""
+    def __init__(self, config: DraftConfig, context_length: int) -> None:
         super().__init__()
-        hidden, eps = layer_config.hidden_size, layer_config.rms_norm_eps
-        self.has_attention = attention
-        self.feature_norms = nn.ModuleList(RmsNorm(hidden, eps) for _ in range(num_features))
-        self.fuse = nn.Linear(num_features * hidden, hidden, bias=False)
+        self.config = config
+        hidden, eps, layers = config.hidden_size, config.rms_norm_eps, config.layers_config(context_length)
+        self.feature_norms = nn.ModuleList(RmsNorm(hidden, eps) for _ in config.features)
+        self.fuse = nn.Linear(len(config.features) * hidden, hidden, bias=False)
         self.state_norm, self.embed_norm = RmsNorm(hidden, eps), RmsNorm(hidden, eps)
-        self.mix = nn.Linear(2 * hidden, hidden, bias=False)
-        self.layers = nn.ModuleList(DecoderLayer(layer_config) for _ in range(layer_config.num_layers))
+        self.input = nn.Linear(2 * hidden, hidden, bias=False)
+        self.layers = nn.ModuleList(DecoderLayer(layers, config.attention) for _ in range(config.num_layers))
         self.out_norm = RmsNorm(hidden, eps)
-        self.head = nn.Linear(hidden, num_outputs, bias=False)
-        cos, sin = rope_tables(layer_config, layer_config.context_length)
+        self.head = nn.Linear(hidden, config.output_vocab_size, bias=False)
+        cos, sin = rope_tables(layers, context_length)
         self.register_buffer("_cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("_sin", torch.from_numpy(sin), persistent=False)
 
@@ -45,15 +51,16 @@ class DraftModule(nn.Module):
 
         Args:
             features: [batch, length, features, hidden] of windows.
-            embeddings: [batch, length + num_steps - 1, hidden], entry i of the token after row i.
+            embeddings: [batch, length, hidden], entry i of the token after row i. What a rollout gives
+                beyond the window has no meaning.
             starts: int64 [batch], position of each window's first row.
             rows: int64 [batch, selected], rows of the window to draft from, ascending.
         """
-        if not self.has_attention:
+        if not self.config.attention:
             features = _take(features, rows)
         parts = [norm(part) for norm, part in zip(self.feature_norms, features.unbind(2), strict=True)]
         state = self.fuse(torch.cat(parts, dim=-1))
-        if not self.has_attention:
+        if not self.config.attention:
             return self._rollout_alone(state, embeddings, rows, num_steps)
         length = state.shape[1]
         x = self._enter(state, embeddings[:, :length])
@@ -65,7 +72,7 @@ class DraftModule(nn.Module):
             x = self._layer(layer, cache, x, starts, window, rows if last else window)
         outputs.append(x)
         for step in range(1, num_steps):
-            x = self._enter(x, _take(embeddings, rows + step))
+            x = self._enter(x, _take(embeddings, (rows + step).clamp(max=embeddings.shape[1] - 1)))
             for layer, cache in zip(self.layers, caches, strict=True):
                 x = self._next(layer, cache, x, starts, rows, step)
             outputs.append(x)
@@ -76,17 +83,21 @@ class DraftModule(nn.Module):
         result: Tensor = self.head(self.out_norm(output))
         return result
 
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """The parameters as `draft_shapes` names them; `vocab_ids` are the caller's."""
+        return {_file_name(name): value.detach().cpu().numpy() for name, value in self.named_parameters()}
+
     def _rollout_alone(self, state: Tensor, embeddings: Tensor, rows: Tensor, num_steps: int) -> list[Tensor]:
         outputs = []
         for step in range(num_steps):
-            state = self._enter(state, _take(embeddings, rows + step))
+            state = self._enter(state, _take(embeddings, (rows + step).clamp(max=embeddings.shape[1] - 1)))
             for layer in self.layers:
                 state = layer.feed_forward(state)
             outputs.append(state)
         return outputs
 
     def _enter(self, state: Tensor, embedding: Tensor) -> Tensor:
-        result: Tensor = state + self.mix(
+        result: Tensor = state + self.input(
             torch.cat([self.state_norm(state), self.embed_norm(embedding)], dim=-1)
         )
         return result
@@ -100,8 +111,10 @@ class DraftModule(nn.Module):
         cache.k, cache.v = layer.self_attn.keys_values(normed, cos, sin)
         cos, sin = self._rope(starts, rows)
         q = layer.self_attn.queries(_take(normed, rows), cos, sin)
-        cache.mask = window[:, None, None, :] <= rows[:, None, :, None]
-        return layer.feed_forward(_take(x, rows) + layer.self_attn.output(cache.attend(q)))
+        cache.distance = rows[:, None, :, None] - window[:, None, None, :]
+        return layer.feed_forward(
+            _take(x, rows) + layer.self_attn.output(cache.attend(q, self.config.window))
+        )
 
     def _next(
         self, layer: DecoderLayer, cache: _Cache, x: Tensor, starts: Tensor, rows: Tensor, step: int
@@ -111,7 +124,7 @@ class DraftModule(nn.Module):
         cos, sin = self._rope(starts, rows + step)
         cache.drafted.append(layer.self_attn.keys_values(normed, cos, sin))
         q = layer.self_attn.queries(normed, cos, sin)
-        return layer.feed_forward(x + layer.self_attn.output(cache.attend(q)))
+        return layer.feed_forward(x + layer.self_attn.output(cache.attend(q, self.config.window)))
 
     def _rope(self, starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         positions = (starts[:, None] + rows).clamp(max=self._cos.shape[0] - 1)
@@ -123,27 +136,36 @@ class _Cache:
 
     k: Tensor  # [batch, kv_heads, length, head_dim]
     v: Tensor
-    mask: Tensor  # bool [batch, 1, selected, length]
+    distance: Tensor  # int64 [batch, 1, selected, length]: from each key to the row drafted from
 
     def __init__(self) -> None:
         self.drafted: list[tuple[Tensor, Tensor]] = []  # each [batch, kv_heads, selected, head_dim]
 
-    def attend(self, q: Tensor) -> Tensor:
-        """q [batch, heads, selected, head_dim] -> the same shape."""
+    def attend(self, q: Tensor, window: int) -> Tensor:
+        """q [batch, heads, selected, head_dim] -> the same shape; `window` positions are seen, 0: all."""
+        mask = self.distance >= 0
+        if window:
+            mask &= self.distance + len(self.drafted) < window
         if not self.drafted:
-            return functional.scaled_dot_product_attention(q, self.k, self.v, self.mask, enable_gqa=True)
-        groups = q.shape[1] // self.k.shape[1]
-        scale = q.shape[-1] ** -0.5
-        grouped = q.unflatten(1, (-1, groups)) * scale  # [batch, kv_heads, groups, selected, head_dim]
-        scores = grouped.flatten(2, 3) @ self.k.transpose(-1, -2)
-        scores = scores.unflatten(2, (groups, -1)).masked_fill(~self.mask[:, :, None], -torch.inf)
+            return functional.scaled_dot_product_attention(q, self.k, self.v, mask, enable_gqa=True)
+        groups, length = q.shape[1] // self.k.shape[1], self.k.shape[2]
+        grouped = q.unflatten(1, (-1, groups)) * q.shape[-1] ** -0.5  # [batch, kv_heads, groups, selected, .]
+        scores = (grouped.flatten(2, 3) @ self.k.transpose(-1, -2)).unflatten(2, (groups, -1))
         own = [(grouped * k[:, :, None]).sum(-1, keepdim=True) for k, _ in self.drafted]
-        weights = torch.cat([scores, *own], dim=-1).softmax(-1)
-        length = self.k.shape[2]
+        scores = torch.cat([scores.masked_fill(~mask[:, :, None], -torch.inf), *own], dim=-1)
+        weights = scores.softmax(-1)
         result = (weights[..., :length].flatten(2, 3) @ self.v).unflatten(2, (groups, -1))
         for index, (_, v) in enumerate(self.drafted):
             result = result + weights[..., length + index, None] * v[:, :, None]
         return result.flatten(1, 2)
+
+
+def _file_name(name: str) -> str:
+    """Name of a parameter in the draft's file."""
+    name = name.removesuffix(".weight").replace("feature_norms.", "feature_norm.")
+    for long, short in _SHORT_NAMES.items():
+        name = name.replace(long, short)
+    return name
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:

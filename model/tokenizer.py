@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,19 @@ class Tokenizer:
         if data is None:
             data = self._bytes[token_id] = self._convert(token_id)
         return data
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, from which `load_tokenizer` makes an equal one."""
+        self._backend.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "pad_token": self.pad_token,
+            "chat_template": self.chat_template,
+        }
+        known = {name: value for name, value in config.items() if value is not None}
+        (folder / "tokenizer_config.json").write_text(json.dumps(known, indent=2) + "\n", "utf-8")
 
     def stream_decoder(self, *, continuation: bool = False) -> StreamDecoder:
         """Decoder for the tokens of one answer as they come; `continuation` as in `decode`."""

@@ -34,8 +34,17 @@ TEXT = [
 TORCH = {"torch", "transformers", "accelerate", "bitsandbytes"}  # the extra `torch`
 TORCH_MODEL = {
     f"model/{name}.py"
-    for name in ("arithmetic", "executor_torch", "kv_pool", "transformer", "transformer_weights")
-}
+    for name in (
+        "arithmetic", "decoder", "decoder_module", "draft_module", "executor_torch", "kv_pool", "transformer",
+        "transformer_weights",
+    )
+}  # fmt: skip
+TORCH_SERVING = {
+    f"serving/distill/{name}.py"
+    for name in (
+        "draft_loss", "draft_run", "evaluation", "initial", "student", "target", "training", "windows",
+    )
+}  # fmt: skip
 POLICY = {"scheduler.py", "block_manager.py", "sequence.py"}  # plain Python, no arrays
 MAX_LINES = 400
 
@@ -43,7 +52,7 @@ MAX_LINES = 400
 def needs_torch(path: Path) -> bool:
     """Whether this file is part of the torch implementation."""
     relative = path.relative_to(ROOT)
-    return relative.as_posix() in TORCH_MODEL or relative.parts[:2] in {
+    return relative.as_posix() in TORCH_MODEL | TORCH_SERVING or relative.parts[:2] in {
         ("kernels", "gpu"),
         ("kernels", "reference"),
     }

@@ -11,6 +11,7 @@ import typer
 from flashlet.serving.cli.batch import batch
 from flashlet.serving.cli.bench import bench
 from flashlet.serving.cli.chat import chat
+from flashlet.serving.cli.distill import distill
 from flashlet.serving.cli.doctor import doctor
 from flashlet.serving.cli.errors import CommandGroup
 from flashlet.serving.cli.generate import generate
@@ -42,6 +43,7 @@ app.command(rich_help_panel="Run a model")(batch)
 app.command(rich_help_panel="Manage models")(pull)
 app.command(rich_help_panel="Manage models")(models)
 app.command(rich_help_panel="Manage models")(inspect)
+app.add_typer(distill, name="distill", rich_help_panel="Manage models")
 app.command(rich_help_panel="Measure")(bench)
 app.command(rich_help_panel="Measure")(doctor)
 app.command(rich_help_panel="Measure")(selftest)

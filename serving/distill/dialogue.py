@@ -1,0 +1,153 @@
+"""How one conversation comes about: the model writes the user's turns, then answers them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+from flashlet.model.chat_template import ChatTemplate
+from flashlet.model.tokenizer import Tokenizer
+from flashlet.serving.distill.corpus import Answer, Dialogue
+from flashlet.serving.distill.topics import KINDS, STARTS, SYSTEM_PROMPTS, WITH_TEXT, WORDS
+
+_MARK = "\ue000"  # a private-use character: no template has it
+_MIN_POOL = 20  # texts before any is used, so that the first ones are not used all the time
+
+
+@dataclass(frozen=True, slots=True)
+class DialogueOptions:
+    """What conversations look like."""
+
+    user_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0)
+    answer_temperature: float = 0.7  # of the answers that are not greedy
+    greedy_share: float = 0.6
+    user_tokens: int = 160  # a user's turn that is longer is dropped
+    answer_tokens: tuple[int, ...] = (128, 256, 256, 384)
+    context_length: int = 2200  # of a whole conversation
+    max_turns: int = 4
+    another_turn: float = 0.22  # probability after each answer
+    own_system_prompt: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Tokens that a dialogue waits for."""
+
+    prompt: tuple[int, ...]
+    temperature: float
+    max_tokens: int
+    seed: int
+    is_answer: bool
+
+
+@dataclass
+class Texts:
+    """What dialogues share: answers to quote, and which user turns were there already."""
+
+    prose: deque[str] = field(default_factory=lambda: deque(maxlen=2000))
+    code: deque[str] = field(default_factory=lambda: deque(maxlen=500))
+    _seen: set[bytes] = field(default_factory=set)
+
+    def is_new(self, text: str) -> bool:
+        """Whether nobody asked this before, but for case and spaces; remembers it."""
+        key = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()[:8]
+        new = key not in self._seen
+        self._seen.add(key)
+        return new
+
+    def keep(self, kind: str, answer: str) -> None:
+        """Make `answer` one of the texts to quote, if it is fit for that."""
+        if kind == "code":
+            parts = answer.split("```")
+            if len(parts) > 2 and 60 < len(parts[1]) < 1200:
+                self.code.append(f"```{parts[1]}```")
+        elif kind in ("chat", "question", "summary") and len(answer) > 200:
+            self.prose.append(answer)
+
+
+class DialogueWriter:
+    """Turns random numbers into dialogues; the tokens come from whoever drives the generators."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, options: DialogueOptions, texts: Texts
+    ) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        self._options, self._texts = options, texts
+
+    def write(self, rng: random.Random) -> Generator[Wanted, list[int], Dialogue | None]:
+        """One dialogue: yields what it wants, gets the tokens; None if nothing came of it."""
+        options = self._options
+        kind = rng.choices([*KINDS], [*KINDS.values()])[0]
+        temperature = 0.0 if rng.random() < options.greedy_share else options.answer_temperature
+        own_system = rng.random() < options.own_system_prompt
+        messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if own_system else []
+        tokens: list[int] = []
+        answers: list[Answer] = []
+        for turn in range(options.max_turns):
+            text = yield from self._user_turn(rng, kind if turn == 0 else "chat", messages)
+            if text is None or (turn == 0 and not self._texts.is_new(text)):
+                break
+            messages.append({"role": "user", "content": text})
+            prompt = self._tokenizer.encode(self._template.render(messages))
+            limit = rng.choice(options.answer_tokens)
+            if prompt[: len(tokens)] != tokens or len(prompt) + limit > options.context_length:
+                break  # too long, or the server would encode the earlier answers in another way
+            output = yield Wanted(tuple(prompt), temperature, limit, rng.getrandbits(63), True)
+            tokens = [*prompt, *output]
+            answers.append(Answer(kind if turn == 0 else "multi-turn", len(prompt), len(tokens)))
+            answer = self._tokenizer.decode(output)
+            messages.append({"role": "assistant", "content": answer})
+            self._texts.keep(kind, answer)
+            if not self._ended(output) or rng.random() > options.another_turn:
+                break
+        if not answers:
+            return None
+        return Dialogue(kind, temperature, tuple(tokens), tuple(answers))
+
+    def _user_turn(
+        self, rng: random.Random, kind: str, messages: Sequence[dict[str, str]]
+    ) -> Generator[Wanted, list[int], str | None]:
+        words = {name: rng.choice(choices) for name, choices in WORDS.items()}
+        text = self._quotation(rng, kind)
+        if text is not None:
+            return rng.choice(WITH_TEXT[kind]).format(text=text, **words)
+        start = rng.choice(STARTS.get(kind, ("",))).format(**words)
+        rendered = self._template.render(
+            [*messages, {"role": "user", "content": _MARK}], add_generation_prompt=False
+        )
+        prompt = self._tokenizer.encode(rendered.partition(_MARK)[0] + start)
+        temperature = rng.choice(self._options.user_temperatures)
+        limit = self._options.user_tokens
+        if len(prompt) + limit > self._options.context_length:
+            return None
+        output = yield Wanted(tuple(prompt), temperature, limit, rng.getrandbits(63), False)
+        if not self._ended(output):
+            return None
+        text = (start + self._tokenizer.decode(output, continuation=True)).strip()
+        return text if len(text) > len(start) + 4 else None
+
+    def _quotation(self, rng: random.Random, kind: str) -> str | None:
+        """A text for this kind of turn, or None for a turn without one."""
+        source = self._texts.code if kind == "code" else self._texts.prose
+        share = {"long": 1.0, "rewriting": 0.65, "summary": 0.65}.get(kind, 0.3)
+        if kind not in WITH_TEXT or len(source) < _MIN_POOL or rng.random() > share:
+            return None
+        if kind == "long":
+            return "\n\n".join(rng.sample(source, rng.randint(2, 6)))
+        text = rng.choice(source)
+        if kind == "code":
+            return text
+        return _cut(text, rng.randint(80, 270) if kind == "translation" else rng.randint(180, 1300))
+
+    def _ended(self, output: Sequence[int]) -> bool:
+        return bool(output) and output[-1] in self._tokenizer.eos_token_ids
+
+
+def _cut(text: str, length: int) -> str:
+    """The sentences of `text` that fit into `length` characters, or the start of the first."""
+    start = text[:length]
+    end = max(start.rfind(". "), start.rfind(".\n"), start.rfind("\n\n"))
+    return start[: end + 1].strip() if end > 40 else start.strip()

@@ -1,0 +1,41 @@
+"""What a draft is trained for: the target's distribution at every step of a rollout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flashlet.model.draft_module import DraftModule
+from flashlet.serving.distill.target import TargetParts
+from flashlet.serving.distill.windows import Batch
+
+
+class DraftLoss(nn.Module):
+    """KL divergence from the target's distribution over the reduced vocabulary to the draft's.
+
+    A rollout takes the tokens that the target chose: later steps only matter where the earlier were right.
+    """
+
+    def __init__(self, draft: DraftModule, target: TargetParts, step_decay: float = 0.8) -> None:
+        """`step_decay`: weight of each step relative to the one before."""
+        super().__init__()
+        self.draft, self._target, self._decay = draft, target, step_decay
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Weighted mean over rows and steps, in nats."""
+        target, num_steps = self._target.to(batch.rows.device), batch.weights.shape[-1]
+        embeddings = target.embed(batch.tokens[:, 1:])
+        outputs = self.draft.rollout(batch.features, embeddings, batch.starts, batch.rows, num_steps)
+        with torch.no_grad():
+            expected = target.reduced_logits(batch.features[:, :, -1]).softmax(-1)
+        windows = torch.arange(len(batch.rows), device=batch.rows.device)[:, None].expand_as(batch.rows)
+        total = torch.zeros((), device=batch.rows.device)
+        for step, output in enumerate(outputs):
+            kept = batch.weights[..., step] > 0
+            wanted = expected[windows[kept], batch.rows[kept] + step + 1]
+            loss = functional.cross_entropy(self.draft.logits(output[kept]), wanted, reduction="sum")
+            total = total + self._decay**step * (loss - torch.special.entr(wanted).sum())
+        scale = sum(self._decay**step for step in range(num_steps))
+        mean: Tensor = total / (batch.weights[..., 0].sum().clamp(min=1) * scale)
+        return mean

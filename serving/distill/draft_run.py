@@ -1,0 +1,187 @@
+"""A run that trains one draft: its folder, from the first weights to the exported file.
+
+config.json     DraftConfig
+vocab_ids.npy   int32, the target's ids of the draft's outputs
+checkpoint.pt   weights, optimizer and counters: training goes on from here
+best.pt         weights that were best on the held-out conversations
+evaluation.json their acceptance
+log.jsonl       what every evaluation said
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from flashlet.model.draft import DraftConfig, save_draft
+from flashlet.model.draft_module import DraftModule
+from flashlet.model.errors import FlashletError
+from flashlet.model.weights import open_weights
+from flashlet.serving.distill.corpus import Corpus
+from flashlet.serving.distill.draft_loss import DraftLoss
+from flashlet.serving.distill.evaluation import Evaluation, StepCosts, evaluate
+from flashlet.serving.distill.initial import frequent_tokens, initial_draft
+from flashlet.serving.distill.target import TargetParts
+from flashlet.serving.distill.training import Trainer, TrainingOptions
+from flashlet.serving.distill.windows import Batch, batches, make_windows
+
+WINDOW = 512  # rows; longer conversations are cut
+
+
+@dataclass(frozen=True, slots=True)
+class DraftShape:
+    """What may be chosen about a draft's architecture; the rest is the target's."""
+
+    output_vocab_size: int = 8192
+    features: tuple[int, ...] = ()  # some of the corpus's; empty: all
+    num_layers: int = 1
+    attention: bool = True
+    window: int = 0
+
+
+class DraftRun:
+    """A run in `folder` for the model at `model_path`, on one or more corpora of it."""
+
+    def __init__(self, folder: Path, model_path: Path, corpora: Sequence[Corpus]) -> None:
+        """Raises FlashletError if the corpora are of different models or layers."""
+        first = corpora[0].info
+        for corpus in corpora:
+            if (corpus.info.model, corpus.info.features) != (first.model, first.features):
+                raise FlashletError("expected corpora of one model and the same layers, found several")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._source, self._corpora = folder, open_weights(model_path), corpora
+
+    @property
+    def exists(self) -> bool:
+        """Whether the run was begun."""
+        return (self.folder / "vocab_ids.npy").exists()
+
+    def begin(self, shape: DraftShape, seed: int) -> float:
+        """Choose vocabulary and shape and write the first weights; returns the share of tokens covered."""
+        target, info = self._source.config, self._corpora[0].info
+        vocab_ids, covered = frequent_tokens(self._corpora, shape.output_vocab_size, target.vocab_size)
+        features = shape.features or info.features
+        if features[-1] != target.num_layers:
+            raise FlashletError(
+                f"features: expected the last one to be {target.num_layers}, the target's final stream, "
+                f"got {features[-1]}"
+            )
+        heads = shape.attention
+        config = DraftConfig(
+            hidden_size=target.hidden_size,
+            vocab_size=target.vocab_size,
+            target_layers=target.num_layers,
+            features=features,
+            output_vocab_size=len(vocab_ids),
+            intermediate_size=target.intermediate_size,
+            num_layers=shape.num_layers,
+            attention=shape.attention,
+            num_heads=target.num_heads * heads,
+            num_kv_heads=target.num_kv_heads * heads,
+            head_dim=target.head_dim * heads,
+            window=shape.window,
+            rms_norm_eps=target.rms_norm_eps,
+            rope=target.rope,
+            target_fingerprint=info.model,
+        )
+        parts = TargetParts.load(self._source, vocab_ids)
+        draft = initial_draft(config, parts, self._select(config), target.context_length, seed)
+        torch.save(draft.state_dict(), self.folder / "best.pt")
+        (self.folder / "config.json").write_text(config.to_json())
+        np.save(self.folder / "vocab_ids.npy", vocab_ids)
+        return covered
+
+    def train(self, options: TrainingOptions, num_steps: int, report: Callable[[str], None]) -> None:
+        """Train on rollouts of `num_steps`, and keep the weights with the best acceptance.
+
+        Goes on from the checkpoint if there is one.
+        """
+        draft, target = self.load()
+        corpora = self._select(draft.config)
+        windows = make_windows(corpora, False, WINDOW)
+
+        def epoch(rng: random.Random, skip: int) -> Iterator[Batch]:
+            return batches(windows, options.batch_rows, num_steps, rng, skip)
+
+        loss = DraftLoss(draft, target)
+        trainer = Trainer(draft, loss, epoch, options, self.folder / "checkpoint.pt")
+        if trainer.resume():
+            report(f"going on after {trainer.rows_seen} rows")
+        held_out = make_windows(corpora, True, WINDOW)
+        best = self._best()
+
+        def check() -> None:
+            nonlocal best
+            result = evaluate(draft, target, held_out)
+            report(_line(result))
+            with (self.folder / "log.jsonl").open("ab") as stream:
+                line = {"rows": trainer.rows_seen, "seconds": round(trainer.seconds), **_everything(result)}
+                stream.write(msgspec.json.encode(line) + b"\n")
+            if result.greedy["all"].tokens > best:
+                best = result.greedy["all"].tokens
+                torch.save(draft.state_dict(), self.folder / "best.pt")
+                self._write_evaluation(result, trainer)
+
+        trainer.run(report, check)
+
+    def load(self) -> tuple[DraftModule, TargetParts]:
+        """The best weights so far, and what evaluates them."""
+        config = DraftConfig.from_json((self.folder / "config.json").read_text())
+        target = TargetParts.load(self._source, np.load(self.folder / "vocab_ids.npy"))
+        draft = DraftModule(config, self._source.config.context_length)
+        draft.load_state_dict(torch.load(self.folder / "best.pt"))
+        return draft, target
+
+    def evaluate(self, num_steps: int = 4) -> Evaluation:
+        """The best weights on the held-out conversations."""
+        draft, target = self.load()
+        return evaluate(draft, target, make_windows(self._select(draft.config), True, WINDOW), num_steps)
+
+    def export(self, path: Path, card: dict[str, Any]) -> None:
+        """Write the best weights as a draft file; `card` is added to what the run knows of itself."""
+        draft, target = self.load()
+        known = self.folder / "evaluation.json"
+        measured = msgspec.json.decode(known.read_bytes()) if known.exists() else {}
+        tokens = sum(corpus.num_tokens for corpus in self._corpora)
+        save_draft(
+            path,
+            draft.config,
+            {**draft.tensors(), "vocab_ids": target.vocab_ids},
+            {"corpus_tokens": tokens, **measured, **card},
+        )
+
+    def _select(self, config: DraftConfig) -> list[Corpus]:
+        return [corpus.with_features(config.features) for corpus in self._corpora]
+
+    def _best(self) -> float:
+        path = self.folder / "evaluation.json"
+        return float(msgspec.json.decode(path.read_bytes())["accepted"]) if path.exists() else 0.0
+
+    def _write_evaluation(self, result: Evaluation, trainer: Trainer) -> None:
+        counters = {
+            "accepted": result.greedy["all"].tokens,
+            "rows": trainer.rows_seen,
+            "seconds": trainer.seconds,
+            "batches": trainer.batches_seen,
+            "options": asdict(trainer.options),
+        }
+        (self.folder / "evaluation.json").write_bytes(msgspec.json.encode(counters | _everything(result)))
+
+
+def _everything(result: Evaluation) -> dict[str, Any]:
+    return dict(result.as_dict(StepCosts()))
+
+
+def _line(result: Evaluation) -> str:
+    parts = []
+    for name, item in (("greedy", result.greedy["all"]), ("sampled", result.sampled["all"])):
+        shares = " ".join(f"{share:.3f}" for share in item.conditional)
+        parts.append(f"{name} acceptance {shares} ({item.tokens:.2f} tokens)")
+    return ", ".join(parts)

@@ -1,0 +1,160 @@
+"""What users ask for: how a user's turn begins in each kind of conversation. The model writes the rest."""
+
+from __future__ import annotations
+
+KINDS = {  # kind: share of the conversations
+    "chat": 34,
+    "question": 16,
+    "code": 13,
+    "list": 6,
+    "json": 7,
+    "translation": 5,
+    "rewriting": 10,
+    "summary": 6,
+    "long": 3,
+}
+WORDS = {  # what fills the braces
+    "language": ("Python",) * 5 + ("JavaScript", "Java", "C++", "C", "TypeScript", "Go", "Rust", "SQL"),
+    "tongue": ("French", "Spanish", "German", "Italian", "Portuguese", "Dutch", "English"),
+    "tone": ("formal", "casual", "concise", "friendly", "professional", "engaging", "polite", "simple"),
+}
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a concise assistant. Answer briefly.",
+    "You are an expert programmer.",
+    "You are a friendly teacher who explains things simply.",
+    "Answer in a formal tone.",
+)
+
+# The model goes on with these in the user's place; a kind without any starts from nothing.
+STARTS: dict[str, tuple[str, ...]] = {
+    "code": (
+        "Write a Python function that",
+        "Write a Python function to",
+        "Write a function in {language} that",
+        "Write a {language} program that",
+        "Write a {language} class",
+        "Write an SQL query that",
+        "Write unit tests for",
+        "Write a bash script that",
+        "Write a regular expression that",
+        "Fix the bug in this code:\n\n```python\n",
+        "Explain what this code does:\n\n```python\n",
+        "Refactor the following function:\n\n```python\ndef ",
+        "Here is my {language} code:\n\n```\n",
+        "How do I",
+        "Implement a",
+    ),
+    "list": (
+        "List ten",
+        "List five",
+        "Name three",
+        "Give me a list of",
+        "Give me five tips for",
+        "Create a bulleted list of",
+        "What are some",
+        "What are the main",
+        "Write a step-by-step guide to",
+    ),
+    "json": (
+        "Return a JSON object that describes",
+        "Convert the following to JSON:\n\n",
+        "Extract the name, date and place from this text as JSON:\n\n",
+        "Create a JSON array of",
+        "Generate a sample JSON document for",
+        "Answer in JSON only. List",
+        "Write a JSON schema for",
+        'Give me a JSON object with the keys "name", "',
+    ),
+    "translation": (
+        'Translate the following sentence into {tongue}: "',
+        "Translate to {tongue}:\n\n",
+        "Translate this text into {tongue}:\n\n",
+        "How do you say",
+    ),
+    "rewriting": (
+        "Rewrite the following text to make it more {tone}:\n\n",
+        "Correct the grammar in this text:\n\n",
+        "Paraphrase this paragraph:\n\n",
+        "Make this email more {tone}:\n\n",
+        "Fix the spelling mistakes:\n\n",
+    ),
+    "summary": (
+        "Summarize the following text:\n\n",
+        "Summarize the following text in two sentences:\n\n",
+        "Write a one-sentence summary of this article:\n\n",
+        "What are the key points of the following text?\n\n",
+    ),
+    "question": (
+        "What is",
+        "What is the difference between",
+        "What should I",
+        "Why do",
+        "Why is",
+        "How does",
+        "How can I",
+        "Who was",
+        "When did",
+        "Where",
+        "Explain",
+        "Describe",
+        "Compare",
+        "Suggest",
+        "Tell me about",
+        "Can you",
+        "I want to",
+        "I am",
+        "Help me",
+        "Please",
+        "Write a short story about",
+        "Write a paragraph about",
+        "Write an email to",
+        "Write a poem about",
+        "Solve this problem:",
+    ),
+}
+
+# {text} is what an earlier answer said: the model's own prose or, for code, a fenced block.
+WITH_TEXT: dict[str, tuple[str, ...]] = {
+    "rewriting": (
+        "Rewrite the following text to make it more {tone}:\n\n{text}",
+        "Rewrite this text:\n\n{text}",
+        "{text}\n\nRewrite the text above in a more {tone} tone.",
+        "Correct the grammar in this text:\n\n{text}",
+        "Paraphrase this paragraph:\n\n{text}",
+        "Repeat the following text:\n\n{text}",
+        "Edit this text for clarity:\n\n{text}",
+        "Rewrite this in the first person:\n\n{text}",
+    ),
+    "summary": (
+        "Summarize the following text:\n\n{text}",
+        "Summarize the following text in one sentence:\n\n{text}",
+        "{text}\n\nWhat are the key points of this text?",
+        "Write a short summary of this:\n\n{text}",
+        "Give a title to this text and summarize it:\n\n{text}",
+    ),
+    "translation": ("Translate the following text into {tongue}:\n\n{text}", "Translate to {tongue}: {text}"),
+    "code": (
+        "Add comments to this code:\n\n{text}",
+        "Explain this code:\n\n{text}",
+        "Improve this code:\n\n{text}",
+        "Rewrite this code with better variable names:\n\n{text}",
+        "Find the bug in this code:\n\n{text}",
+        "Add type hints and a docstring:\n\n{text}",
+    ),
+    "json": (
+        "Extract the important facts from this text as JSON:\n\n{text}",
+        "Convert this text into a JSON object:\n\n{text}",
+    ),
+    "list": (
+        "List the main points of this text as bullets:\n\n{text}",
+        "Turn this text into a numbered list:\n\n{text}",
+    ),
+    "long": (
+        "Summarize the following text:\n\n{text}",
+        "{text}\n\nWhat are the key points of this text?",
+        "Rewrite the following text to make it more {tone}:\n\n{text}",
+        "List the main points of this text as bullets:\n\n{text}",
+        "Answer a question about this text:\n\n{text}\n\nWhat is it about?",
+    ),
+}
