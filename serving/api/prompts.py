@@ -32,7 +32,8 @@ def _encode(
         fewest = len(text.encode()) // model.longest_token
         if fewest > model.max_model_len:
             raise ContextLengthError(
-                f"the longest sequence is {model.max_model_len} tokens; the prompt has at least {fewest}",
+                f"this model's maximum context length is {model.max_model_len} tokens; "
+                f"the prompt has at least {fewest}",
                 "prompt",
             )
     return _cut(model.tokenizer.encode(text, add_special_tokens), last_tokens)

@@ -212,7 +212,8 @@ class Engine:
         if total > self._limit:
             answer = "" if wanted is None or num_prompt >= self._limit else f" and max_tokens is {wanted}"
             raise ContextLengthError(
-                f"the longest sequence is {self._limit} tokens; the prompt has {num_prompt}{answer}",
+                f"this model's maximum context length is {self._limit} tokens; "
+                f"the prompt has {num_prompt}{answer}",
                 param="max_tokens" if answer else "prompt",
             )
         return self._limit - num_prompt if wanted is None else wanted

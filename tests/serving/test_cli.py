@@ -142,7 +142,7 @@ def test_generate_is_repeatable_and_reads_stdin(tiny_model_path: Path) -> None:
 def test_prompt_beyond_the_context_is_1(tiny_model_path: Path) -> None:
     result = run("generate", tiny_model_path, "-p", "the weather " * 50, "--context-length", "32")
     assert result.exit_code == 1
-    assert "the longest sequence is 32 tokens" in result.stderr
+    assert "maximum context length is 32 tokens" in result.stderr
 
 
 def test_chat_keeps_and_forgets_the_conversation(tiny_model_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_chat_keeps_and_forgets_the_conversation(tiny_model_path: Path) -> None:
 def test_chat_goes_on_after_a_refused_message(tiny_model_path: Path) -> None:
     result = run("chat", tiny_model_path, "--context-length", "40", *GREEDY, text=f"{'a b c ' * 40}\nthe\n")
     assert result.exit_code == 0
-    assert "error: the longest sequence is 40 tokens" in result.stderr
+    assert "error: this model's maximum context length is 40 tokens" in result.stderr
     assert result.output.strip()
 
 
