@@ -50,6 +50,7 @@ class TokenEvent:
     text: str
     logprobs: TokenLogprobs | None = None
     finish_reason: FinishReason | None = None  # set on the last event, and only there
+    stop: str | None = None  # the stop string that ended the answer
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     num_output_tokens: int = 0  # so far, this one included

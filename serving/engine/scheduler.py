@@ -244,6 +244,7 @@ class Scheduler:
             text=text,
             logprobs=logprobs[0] if logprobs else None,
             finish_reason=reason,
+            stop=sequence.stop_checker.matched,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=sequence.num_output_tokens,

@@ -49,6 +49,7 @@ class StopChecker:
         self._may_stop = True  # `stops_before` has not come
         self._tail = ""  # end of the shown text, where a text to stop before may have begun
         self._held = ""  # the longest end of the text that begins a stop string
+        self.matched: str | None = None  # the stop string that ended the sequence
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -85,6 +86,7 @@ class StopChecker:
             if 0 <= start < found_at:
                 found, found_at = stop, start
         if found:
+            self.matched = found
             return text[: found_at + len(found) if self._include_stop else found_at], "stop"
         shown = len(text) if reason is not None or not self._may_stop else self._undecided_from(text)
         self._held = text[shown:]

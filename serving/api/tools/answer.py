@@ -1,104 +1,77 @@
-"""One answer while it is written, in the shapes of the wire: deltas as text comes, a message at the end."""
+"""One answer while it is written: its text and its calls."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Any, Protocol
+from dataclasses import dataclass, field
 
-from flashlet.serving.api.tools.parser import CallParser, ContentDelta, Delta
+from flashlet.serving.api.tools.parser import CallDelta, CallParser, ContentDelta, Delta
 from flashlet.serving.engine.request import FinishReason, TokenEvent
 
-WireDelta = dict[str, Any]
+
+@dataclass(slots=True)
+class Call:
+    """A call for the client to run."""
+
+    name: str
+    id: str = field(default_factory=lambda: "call_" + secrets.token_hex(12))
+    pieces: list[str] = field(default_factory=list)  # of the arguments' JSON text
+
+    @property
+    def arguments(self) -> str:
+        """JSON text so far; of an object, once the call is complete."""
+        return "".join(self.pieces)
 
 
-class Answer(Protocol):
-    """What /v1/chat/completions makes of the events of one sequence."""
+class Answer:
+    """What the events of one sequence mean, whatever the dialect of the client."""
 
-    start: WireDelta  # the delta of the first chunk
-
-    def push(self, event: TokenEvent, *, has_token: bool) -> list[WireDelta]:
-        """Deltas that one event adds; `has_token`: it brings a token that belongs to the answer."""
-
-    def message(self) -> dict[str, Any]:
-        """The whole message."""
-
-    def finish_reason(self, reason: FinishReason) -> str:
-        """`finish_reason` on the wire."""
-
-
-class TextAnswer:
-    """An answer that cannot call tools."""
-
-    start: WireDelta = {"role": "assistant", "content": ""}  # noqa: RUF012, never changed
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-
-    def push(self, event: TokenEvent, *, has_token: bool) -> list[WireDelta]:
-        """One delta per token, also where its text is still held back."""
-        self._text.append(event.text)
-        return [{"content": event.text}] if event.text or has_token else []
-
-    def message(self) -> dict[str, Any]:
-        """Role and content."""
-        return {"role": "assistant", "content": "".join(self._text), "refusal": None}
-
-    def finish_reason(self, reason: FinishReason) -> str:
-        """The engine's."""
-        return reason
-
-
-class ToolAnswer:
-    """An answer that may call tools. Its content is null where there are calls and no text."""
-
-    start: WireDelta = {"role": "assistant", "content": None}  # noqa: RUF012, never changed
-
-    def __init__(self, parser: CallParser) -> None:
+    def __init__(self, parser: CallParser | None = None) -> None:
+        """`parser`: None for an answer that cannot call tools."""
+        self.calls: list[Call] = []
         self._parser = parser
         self._text: list[str] = []
-        self._calls: list[dict[str, Any]] = []
-        self._arguments: list[list[str]] = []
 
-    def push(self, event: TokenEvent, *, has_token: bool) -> list[WireDelta]:
-        """Deltas that one event adds: none while it is open what the text will be, or inside markup."""
-        deltas = self._parser.push(event.text, event.token_id)
-        if event.finish_reason is not None:
-            deltas += self._parser.finish(cut=event.finish_reason == "length")
-            if not self._text and not self._calls and not deltas:
-                deltas = [ContentDelta("")]
-        return [self._take(delta) for delta in deltas]
+    @property
+    def may_call(self) -> bool:
+        """Whether there may be calls."""
+        return self._parser is not None
 
-    def message(self) -> dict[str, Any]:
-        """Role, content and calls."""
-        content = "".join(self._text) if self._text else None
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if self._calls:
-            message["tool_calls"] = [
-                call | {"function": call["function"] | {"arguments": "".join(arguments)}}
-                for call, arguments in zip(self._calls, self._arguments, strict=True)
-            ]
-        return message
+    @property
+    def text(self) -> str:
+        """Text outside of calls, so far."""
+        return "".join(self._text)
+
+    def push(self, event: TokenEvent, *, has_token: bool) -> list[Delta]:
+        """What one event adds; `has_token`: it brings a token that belongs to the answer.
+
+        Without tools that is one delta per token, also where its text is still held back. With tools there
+        is none while it is open what the text will be, or inside markup.
+        """
+        if self._parser is None:
+            deltas: list[Delta] = [ContentDelta(event.text)] if event.text or has_token else []
+        else:
+            deltas = self._parse(self._parser, event)
+        for delta in deltas:
+            self._take(delta)
+        return deltas
 
     def finish_reason(self, reason: FinishReason) -> str:
-        """`tool_calls` unless there are none or the last was cut."""
-        return "tool_calls" if reason == "stop" and self._calls else reason
+        """The engine's, or `tool_calls` where there are calls and the last was not cut."""
+        return "tool_calls" if reason == "stop" and self.calls else reason
 
-    def _take(self, delta: Delta) -> WireDelta:
-        if isinstance(delta, ContentDelta):
+    def _parse(self, parser: CallParser, event: TokenEvent) -> list[Delta]:
+        deltas = parser.push(event.text, event.token_id)
+        if event.finish_reason is not None:
+            deltas += parser.finish(cut=event.finish_reason == "length")
+            if not self._text and not self.calls and not deltas:
+                deltas = [ContentDelta("")]
+        return deltas
+
+    def _take(self, delta: Delta) -> None:
+        if isinstance(delta, CallDelta):
+            if delta.name is not None:
+                self.calls.append(Call(delta.name))
+            self.calls[delta.index].pieces.append(delta.arguments)
+        else:
             self._text.append(delta.text)
-            return {"content": delta.text}
-        if delta.name is None:
-            self._arguments[delta.index].append(delta.arguments)
-            return _call_delta({"index": delta.index, "function": {"arguments": delta.arguments}})
-        call = {
-            "id": "call_" + secrets.token_hex(12),
-            "type": "function",
-            "function": {"name": delta.name, "arguments": ""},
-        }
-        self._calls.append(call)
-        self._arguments.append([])
-        return _call_delta({"index": delta.index, **call})
-
-
-def _call_delta(call: dict[str, Any]) -> WireDelta:
-    return {"tool_calls": [call]}

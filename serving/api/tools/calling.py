@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flashlet.serving.api.structured import compile_grammar, requested_grammar
-from flashlet.serving.api.tools.answer import Answer, TextAnswer, ToolAnswer
+from flashlet.serving.api.tools.answer import Answer
 from flashlet.serving.api.tools.convention import convention_of, special_trigger
 from flashlet.serving.api.tools.grammar import answer_grammar
 from flashlet.serving.api.tools.parser import CallParser
@@ -85,9 +85,9 @@ class Calling:
     def answer(self) -> Answer:
         """What collects one answer."""
         if self._use.choice == "none":
-            return TextAnswer()
+            return Answer()
         anchored = self._convention.anchored or self._formatted is not None
-        return ToolAnswer(CallParser(self._convention, trigger_id=self._trigger_id, anchored=anchored))
+        return Answer(CallParser(self._convention, trigger_id=self._trigger_id, anchored=anchored))
 
     async def _check_parts(self) -> None:
         """Raise GrammarError if one of the schemas cannot even be compiled alone."""
