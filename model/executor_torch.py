@@ -88,9 +88,11 @@ class TorchExecutor:
         pool = KvPool(self.config, options.kv_dtype, self.num_blocks, device)
         self._model: Transformer | None = Transformer(weights, arithmetic, pool)
         self._draft: DraftTransformer | None = None
+        self._pools = [pool]
         if draft:
             pool = KvPool(layers, options.kv_dtype, self.num_blocks + 1, device)
             self._draft = DraftTransformer(draft, self._model, arithmetic, pool)
+            self._pools.append(pool)
         self.max_draft_tokens = MAX_DRAFT_TOKENS if draft else 0
 
     def execute(self, step: Step) -> Sequence[SliceOutput]:
@@ -117,6 +119,10 @@ class TorchExecutor:
             raise RuntimeError("the executor is closed")
         if not step.slices:
             return torch.empty(0), {}
+        for item in step.slices:
+            if item.copied_block is not None:
+                for pool in self._pools:
+                    pool.copy(item.copied_block, item.block_table[item.start // BLOCK_SIZE])
         tokens = [token_id for item in step.slices for token_id in (*item.token_ids, *item.proposed)]
         wanted = {feature for item in step.slices for feature in item.features}
         if self._draft and any(item.draft for item in step.slices):

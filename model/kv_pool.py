@@ -53,6 +53,11 @@ class KvPool:
             else:
                 pool[layer, blocks, :, slots] = rows.to(pool.dtype)
 
+    def copy(self, source: int, target: int) -> None:
+        """Make block `target` equal to block `source`, in every layer."""
+        for pool in (self._keys, self._values, *self._scales):
+            pool[:, target] = pool[:, source]
+
     def read(self, layer: int, block_table: Tensor) -> KvBlocks:
         """Copy the blocks of `block_table` [blocks] in its order."""
         index = layer, block_table

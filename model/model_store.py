@@ -26,7 +26,7 @@ class PulledModel:
 
 
 def home_folder() -> Path:
-    """What is kept for the user: $FLASHLET_HOME, else $XDG_DATA_HOME/flashlet, else ~/.local/share/flashlet."""
+    """What is kept for the user: $FLASHLET_HOME, $XDG_DATA_HOME/flashlet, or ~/.local/share/flashlet."""
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(os.environ.get("FLASHLET_HOME") or Path(data, "flashlet"))
 

@@ -42,6 +42,7 @@ class SequenceSlice:
     samples: Sequence[SampleRequest] = ()  # after token_ids[-1], after proposed[0], ...; none: mid-prompt
     proposed: Sequence[int] = ()  # drafted tokens to verify; len(samples) == 1 + len(proposed)
     draft: DraftRequest | None = None
+    copied_block: int | None = None  # before anything is computed, copied to the block of position start
     logprob_targets: Sequence[int] = ()  # m <= n: score target i after the slice's token i (prompt logprobs)
     num_top_logprobs: int = 0  # alternatives to list for each target
     features: Sequence[int] = ()  # i: residual stream after i layers; num_layers + 1: after the final norm

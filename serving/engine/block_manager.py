@@ -7,7 +7,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import blake2b
 
+from flashlet.serving.engine.block_branches import Beginning, BlockBranches
 from flashlet.serving.engine.sequence import Sequence
+
+_MIN_COPIED = 4  # tokens: fewer are computed as fast as a block is copied
 
 
 class BlockManager:
@@ -21,7 +24,8 @@ class BlockManager:
 
     A full block is known by a 128-bit BLAKE2b of (hash of the block before, its token ids), the first one of
     (cache salt, its token ids), so equal hashes mean equal salts and prefixes. Only full blocks are shared,
-    and nothing is written to a full block.
+    and nothing is written to a full block; of one that only begins as a prompt goes on, the executor copies
+    the beginning into a fresh block.
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_cache: bool = True) -> None:
@@ -33,6 +37,7 @@ class BlockManager:
         self._cached_free: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
+        self._branches = BlockBranches()
         self._computing: dict[bytes, int] = {}  # blocks whose content is on its way
 
     @property
@@ -61,6 +66,15 @@ class BlockManager:
                 break
             found.append(block)
         return found
+
+    def find_beginning(self, sequence: Sequence, prefix: list[int]) -> Beginning | None:
+        """The cached block that begins as `sequence` goes on behind `prefix`, without its last token."""
+        if not self.enable_prefix_cache:
+            return None
+        start = len(prefix) * self.block_size
+        rest = sequence.tokens[start : min(start + self.block_size, len(sequence.tokens) - 1)]
+        found = self._branches.find(_parent(sequence, len(prefix)), rest)
+        return found if found is not None and found.num_tokens >= _MIN_COPIED else None
 
     def is_computing(self, sequence: Sequence, prefix: list[int]) -> bool:
         """Whether a running sequence is about to compute the block that follows `prefix` in `sequence`."""
@@ -139,6 +153,8 @@ class BlockManager:
             if block_hash not in self._block_of:
                 self._block_of[block_hash] = block
                 self._hash_of[block] = block_hash
+                token_ids = sequence.tokens[index * self.block_size : (index + 1) * self.block_size]
+                self._branches.add(block, _parent(sequence, index), token_ids)
         sequence.num_registered_blocks = num_full
 
     def drop_cache(self) -> None:
@@ -146,6 +162,7 @@ class BlockManager:
         assert not any(self._ref_counts)
         self._block_of.clear()
         self._hash_of.clear()
+        self._branches.clear()
         self._free.extend(self._cached_free)
         self._cached_free.clear()
 
@@ -162,6 +179,7 @@ class BlockManager:
         assert self.num_free + num_used == self.num_blocks, "blocks leaked"
         assert not any(self._ref_counts[block] for block in unused), "a used block is listed as free"
         assert {block: key for key, block in self._block_of.items()} == self._hash_of, "hash tables differ"
+        assert len(self._branches) == len(self._hash_of), "branches and hashes differ"
         assert not self._hash_of.keys() & set(self._free), "a findable block is listed as empty"
         assert self._cached_free.keys() <= self._hash_of.keys(), "a cached block cannot be found"
         assert all(expected[block] for block in self._computing.values()), "nobody computes an awaited block"
@@ -173,6 +191,7 @@ class BlockManager:
         else:
             block, _ = self._cached_free.popitem(last=False)
             del self._block_of[self._hash_of.pop(block)]
+            self._branches.remove(block)
         self._ref_counts[block] = 1
         return block
 
@@ -187,9 +206,14 @@ class BlockManager:
         """Hash the full blocks of `sequence.tokens` that are not hashed yet."""
         size, hashes = self.block_size, sequence.block_hashes
         for index in range(len(hashes), len(sequence.tokens) // size):
-            parent = hashes[-1] if hashes else _root(sequence.request.cache_salt)
+            parent = _parent(sequence, index)
             token_ids = sequence.tokens[index * size : (index + 1) * size]
             hashes.append(blake2b(parent + struct.pack(f"<{size}I", *token_ids), digest_size=16).digest())
+
+
+def _parent(sequence: Sequence, index: int) -> bytes:
+    """What is hashed before block `index` of `sequence`."""
+    return sequence.block_hashes[index - 1] if index else _root(sequence.request.cache_salt)
 
 
 def _root(cache_salt: str) -> bytes:

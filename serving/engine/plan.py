@@ -20,6 +20,7 @@ class Part:
     decodes: bool  # whether it is one row for one new token, behind which proposals may stand
     proposed: abc.Sequence[int] = ()  # tokens to verify behind them
     draft: DraftRequest | None = None
+    copied_block: int | None = None  # whose beginning the first block that is written to starts with
 
     @property
     def num_rows(self) -> int:
@@ -40,6 +41,7 @@ class Part:
             samples=samples,
             proposed=self.proposed,
             draft=self.draft,
+            copied_block=self.copied_block,
             logprob_targets=sequence.tokens[start + 1 : end + 1] if scored else (),
             num_top_logprobs=sequence.request.prompt_logprobs or 0 if scored else 0,
             features=() if sequence.pooling is None else (sequence.pooling.feature,),
@@ -76,11 +78,11 @@ class Plan:
 
     parts: list[Part] = field(default_factory=list)
 
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
+    def add(self, sequence: Sequence, num_tokens: int, copied_block: int | None = None) -> None:
         """Let the step compute the next `num_tokens` tokens of `sequence`."""
         samples = num_tokens == sequence.num_uncomputed and sequence.max_tokens > 0
         decodes = samples and num_tokens == 1 and not sequence.reads_whole_prompt
-        self.parts.append(Part(sequence, num_tokens, samples, decodes))
+        self.parts.append(Part(sequence, num_tokens, samples, decodes, copied_block=copied_block))
 
     @property
     def num_rows(self) -> int:

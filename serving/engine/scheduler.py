@@ -125,16 +125,17 @@ class Scheduler:
             headroom = len(self.running) + 1 if self.running else 0
             if not self.blocks.can_allocate(sequence, prefix, headroom):
                 return
-            self._start(sequence, prefix)
+            beginning = None if sequence.reads_whole_prompt else self.blocks.find_beginning(sequence, prefix)
+            self._start(sequence, prefix, beginning.num_tokens if beginning else 0)
             del self.waiting[passed_over]
             num_tokens = min(sequence.num_uncomputed, budget)
-            plan.add(sequence, num_tokens)
+            plan.add(sequence, num_tokens, beginning.block if beginning else None)
             budget -= num_tokens
 
-    def _start(self, sequence: Sequence, prefix: list[int]) -> None:
-        """Move `sequence` to the running ones, its computed length at the end of the cached prefix."""
+    def _start(self, sequence: Sequence, prefix: list[int], num_copied: int) -> None:
+        """Move `sequence` to the running ones, its computed length `num_copied` tokens behind the prefix."""
         self.blocks.allocate(sequence, prefix)
-        sequence.num_computed = len(prefix) * self.blocks.block_size
+        sequence.num_computed = len(prefix) * self.blocks.block_size + num_copied
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_rank)
         if sequence.times.first_scheduled is None:

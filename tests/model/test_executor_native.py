@@ -163,6 +163,20 @@ def test_shared_blocks_serve_several_sequences(packed_arrays: PackedArrays) -> N
     np.testing.assert_array_equal(native.logits(Step(slices)), np.concatenate(expected))
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp16"])
+def test_a_sequence_may_begin_in_a_copied_block(packed_arrays: PackedArrays, kv_dtype: KvDtype) -> None:
+    arrays, shared = packed_arrays(BASE), _tokens(64, BASE)
+    end = _tokens(11, BASE, 5)
+    native = _native(BASE, arrays, kv_dtype=kv_dtype, threads=2)
+    native.execute(Step([SequenceSlice(shared, 0, [7, 1])]))
+    slices = [
+        SequenceSlice([3] * 32, 0, [1]),  # its block is taken from the first sequence in the same step
+        SequenceSlice(end, 50, [7, 4], logprob_targets=end, copied_block=1),
+    ]
+    expected = _torch_logits(BASE, arrays, kv_dtype, shared[:50] + end)[50:]
+    np.testing.assert_array_equal(native.logits(Step(slices)), expected)
+
+
 def test_a_table_may_hold_more_blocks_than_the_slice_needs(packed_arrays: PackedArrays) -> None:
     arrays, token_ids = packed_arrays(BASE), _tokens(20, BASE)
     native = _native(BASE, arrays)

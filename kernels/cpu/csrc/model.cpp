@@ -78,6 +78,14 @@ void Model::step(StepPlan& plan, float* logits) {
             {slice.first_row, slice.rows, slice.start, 0, plan.block_tables.data() + slice.table});
         drafting_ |= draft_ != nullptr && slice.draft.num_tokens >= 0;
     }
+    for (const Slice& slice : plan.slices) {
+        if (slice.copied < 0) continue;
+        const int32_t block = plan.block_tables[static_cast<size_t>(slice.table + slice.start / kBlock)];
+        const auto bytes = [&](int32_t index) {
+            return kv_pool_.get() + static_cast<size_t>(index) * block_bytes_;
+        };
+        std::copy_n(bytes(slice.copied), block == slice.copied ? 0 : block_bytes_, bytes(block));
+    }
     decoder_.plan(segments_, 0);
     team_.run([this](Worker& worker) { run(worker); });
 }

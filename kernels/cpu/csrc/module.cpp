@@ -133,6 +133,8 @@ class NativeModel {
         slice.proposed = slice.rows - known;
         for (const nb::handle block : item.attr("block_table"))
             plan_.block_tables.push_back(number<int32_t>(block, "block id"));
+        const nb::object copied = item.attr("copied_block");
+        if (!copied.is_none()) slice.copied = number<int32_t>(copied, "copied block");
         check_slice(slice);
         slice.draft = read_draft_order(item, slice);
         if (slice.draft.num_tokens >= 0)
@@ -188,6 +190,13 @@ class NativeModel {
         }
     }
 
+    void check_block(int32_t block) const {
+        if (block < 0 || block >= limits_.num_blocks) {
+            throw std::invalid_argument("block id: expected 0 .. " + std::to_string(limits_.num_blocks - 1) +
+                                        ", got " + std::to_string(block));
+        }
+    }
+
     void check_slice(const Slice& slice) const {
         if (slice.known() < 1 || slice.start < 0 || plan_.rows() > limits_.max_rows ||
             static_cast<int>(plan_.slices.size()) >= limits_.max_slices) {
@@ -207,13 +216,8 @@ class NativeModel {
                                         std::to_string(slice.rows) + " tokens from position " +
                                         std::to_string(slice.start));
         }
-        std::for_each(table, plan_.block_tables.end(), [&](int32_t block) {
-            if (block < 0 || block >= limits_.num_blocks) {
-                throw std::invalid_argument("block id: expected 0 .. " +
-                                            std::to_string(limits_.num_blocks - 1) + ", got " +
-                                            std::to_string(block));
-            }
-        });
+        std::for_each(table, plan_.block_tables.end(), [&](int32_t block) { check_block(block); });
+        if (slice.copied != -1) check_block(slice.copied);
     }
 
     void add_logit_rows(const nb::handle& item, Slice& slice) {

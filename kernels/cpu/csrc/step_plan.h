@@ -22,6 +22,7 @@ struct DraftOrder {
 struct Slice {
     int first_row = 0, rows = 0, start = 0;
     int table = 0;         // offset of its block table in StepPlan::block_tables
+    int32_t copied = -1;   // block that the block of position start first becomes a copy of
     int proposed = 0;      // the last so many rows are tokens to verify
     int first_sample = 0;  // of its 1 + proposed entries of StepPlan::logit_rows
     bool sampled = false;

@@ -64,6 +64,11 @@ class ScriptedExecutor:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
+        for piece in step.slices:
+            if piece.copied_block is not None:
+                source = piece.copied_block * BLOCK_SIZE
+                target = piece.block_table[piece.start // BLOCK_SIZE] * BLOCK_SIZE
+                self._slots[target : target + BLOCK_SIZE] = self._slots[source : source + BLOCK_SIZE]
         return [self._run(piece) for piece in step.slices]
 
     def close(self) -> None:

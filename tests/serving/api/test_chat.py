@@ -65,7 +65,7 @@ def test_prompt_is_the_rendered_template(server: Server) -> None:
     answer = plain(server, max_tokens=20)
     assert answer["choices"][0]["message"]["content"] == same["choices"][0]["text"]
     assert answer["usage"]["prompt_tokens"] == same["usage"]["prompt_tokens"]
-    assert same["usage"]["prompt_tokens_details"]["cached_tokens"] in {0, 8, 16, 24, 32, 40}
+    assert same["usage"]["prompt_tokens_details"]["cached_tokens"] < same["usage"]["prompt_tokens"]
 
 
 @pytest.mark.parametrize("seed", range(8))

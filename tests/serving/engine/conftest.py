@@ -76,6 +76,11 @@ class ToyExecutor:
         copies = [dataclasses.replace(piece, block_table=tuple(piece.block_table)) for piece in step.slices]
         self.steps.append(Step(copies))
         self.before_step(step)
+        size = self.block_size
+        for piece in step.slices:
+            if piece.copied_block is not None:
+                source, target = piece.copied_block * size, piece.block_table[piece.start // size] * size
+                self._slots[target : target + size] = self._slots[source : source + size]
         for piece in step.slices:
             for position, token_id in enumerate([*piece.token_ids, *piece.proposed], piece.start):
                 slot = self._slot(piece, position)

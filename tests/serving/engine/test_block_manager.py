@@ -55,6 +55,30 @@ def test_a_prefix_is_found_only_after_it_was_computed() -> None:
     assert not blocks.is_computing(other, first.block_table[:2])
 
 
+def test_the_beginning_of_a_block_is_found() -> None:
+    blocks = BlockManager(12, 8)
+    first = allocate(blocks, [*range(24)])
+    compute(blocks, first)
+
+    def beginning(prompt: list[int]) -> tuple[int, int] | None:
+        sequence = make_sequence(prompt)
+        return blocks.find_beginning(sequence, blocks.find_prefix(sequence))
+
+    assert beginning([*range(13), 99, 98]) == (first.block_table[1], 5)
+    assert beginning([*range(13)]) == (first.block_table[1], 4)  # the last token is always computed
+    assert beginning([*range(11), 99]) is None  # too few to be worth a copy
+    assert beginning([*range(16, 24), 99]) is None  # elsewhere in the text
+    second = allocate(blocks, [*range(14), 97, 98])
+    compute(blocks, second)
+    assert beginning([*range(14), 97, 0]) == (second.block_table[1], 7)  # the longer one
+    table = [*second.block_table]
+    blocks.free(first)
+    blocks.free(second)
+    assert beginning([*range(14), 97, 0]) == (table[1], 7)  # nobody holds it now, but it is cached
+    blocks.drop_cache()
+    assert beginning([*range(13), 99]) is None
+
+
 def test_the_last_token_is_never_taken_from_the_cache() -> None:
     blocks = BlockManager(8, 4)
     first = allocate(blocks, [*range(8)])

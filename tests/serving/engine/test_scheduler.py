@@ -100,6 +100,20 @@ def test_equal_prompts_are_computed_once(toy: SimpleNamespace) -> None:
     assert (stats.prompt_tokens, stats.generation_tokens) == (4 * 34, 4 * 3)
 
 
+def test_the_beginning_of_a_cached_block_is_not_computed_again(toy: SimpleNamespace) -> None:
+    executor = toy.Executor(block_size=8)
+    engine = toy.engine(executor)
+    toy.run(engine, [request(b"abcdefghijklmnop", 3)])
+    executor.steps.clear()
+    (answer,) = toy.run(engine, [request(b"abcdefghijklmXY", 3)])
+    assert answer.events[0].num_cached_tokens == 13
+    first = executor.steps[0].slices[0]
+    assert (first.start, len(first.token_ids), first.copied_block) == (13, 2, 1)
+    assert all(step.slices[0].copied_block is None for step in executor.steps[1:])
+    (alone,) = toy.run(toy.engine(toy.Executor(block_size=8)), [request(b"abcdefghijklmXY", 3)])
+    assert answer.tokens == alone.tokens
+
+
 def test_a_sequence_that_awaits_a_prefix_does_not_hold_up_others(toy: SimpleNamespace) -> None:
     engine = toy.engine(toy.Executor(), max_step_tokens=64)
     shared = b"abcdefgh" * 2
