@@ -15,7 +15,7 @@ from flashlet.model.draft_module import DraftModule
 from flashlet.serving.distill.corpus import Corpus
 from flashlet.serving.distill.target import TargetParts
 
-FIT_ROWS = 25_000  # enough for a few thousand inputs
+FIT_ROWS = 60_000  # enough for a few thousand inputs
 FIT_STEPS = 3
 PRIOR, PRIOR_OFFSET = 0.015, 500
 SCALE_ROWS = 2000

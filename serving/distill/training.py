@@ -29,7 +29,7 @@ class TrainingOptions:
     seconds: float = math.inf
     batch_rows: int = 1024
     learning_rate: float = 5e-4
-    warmup_batches: int = 10
+    warmup_batches: int = 30
     weight_decay: float = 0.01
     seed: int = 0
     checkpoint_seconds: float = 600.0
@@ -45,17 +45,22 @@ class Trainer:
         epoch: EpochOfBatches,
         options: TrainingOptions,
         checkpoint: Path,
+        rate_scale: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
-        """`model`: what checkpoints hold; it is part of `loss`."""
+        """`model`: what checkpoints hold; it is part of `loss`, whose parameters `rate_scale` knows."""
         self.model, self.options = model, options
         self._epoch_of_batches, self._path = epoch, checkpoint
         self._accelerator = Accelerator()
-        trained = [parameter for parameter in loss.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+            {
+                "params": [parameter],
+                "scale": rate_scale(name),
+                "weight_decay": options.weight_decay if parameter.dim() > 1 else 0.0,
+            }
+            for name, parameter in loss.named_parameters()
+            if parameter.requires_grad
         ]
-        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95))
+        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
         self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
         self.rows_seen, self.seconds, self.batches_seen = 0, 0.0, 0
         self._epoch, self._batches_in_epoch = 0, 0
@@ -123,7 +128,7 @@ class Trainer:
         warmup = min(1.0, (self.batches_seen + 1) / self.options.warmup_batches)
         cosine = (1 + LAST_RATE + (1 - LAST_RATE) * math.cos(math.pi * self.progress)) / 2
         for group in self._optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * warmup * cosine
+            group["lr"] = self.options.learning_rate * group["scale"] * warmup * cosine
         loss = self._loss(batch.to(self._accelerator.device))
         self._accelerator.backward(loss)
         self._accelerator.clip_grad_norm_(self._loss.parameters(), 1.0)

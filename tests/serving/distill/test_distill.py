@@ -1,0 +1,173 @@
+"""`flashlet distill` from end to end on the tiny model: a corpus, a draft and a student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from flashlet.model.draft import DraftConfig, load_draft, read_card
+from flashlet.model.hf_config import read_hf_config
+from flashlet.model.sampling import SamplingParams
+from flashlet.model.tokenizer import load_tokenizer
+from flashlet.model.weights import open_weights
+from flashlet.serving.cli.app import app
+from flashlet.serving.distill.corpus import Corpus
+from flashlet.serving.distill.draft_run import DraftRun, DraftShape
+from flashlet.serving.distill.evaluation import StepCosts
+from flashlet.serving.distill.target import TargetParts
+from flashlet.serving.engine.request import GenerationRequest
+from flashlet.serving.loading import LoadOptions, load_engine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def distill(*arguments: object) -> tuple[str, str]:
+    """Run a command that must succeed; returns standard output and standard error."""
+    result = CliRunner().invoke(app, ["distill", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout, result.stderr
+
+
+def generate(path: Path, draft: str, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy and sampled answers of 24 tokens."""
+    loaded = load_engine(path, LoadOptions(draft=draft, threads=1, max_sequences=8))
+    try:
+        requests = [
+            GenerationRequest(tuple(prompt), SamplingParams(temperature=float(index % 2), seed=index), 24)
+            for index, prompt in enumerate(prompts)
+        ]
+        sequences = [loaded.engine.submit(request) for request in requests]
+        while loaded.engine.has_work:
+            loaded.engine.step()
+        return [sequence.output for sequence in sequences]
+    finally:
+        loaded.executor.close()
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distill") / "corpus"
+    arguments = (folder, "--model", tiny_model_path, "--features", "1,2", "--threads", 1)
+    distill("data", *arguments, "--tokens", 6_000)
+    distill("data", *arguments, "--tokens", 12_000)  # goes on behind the first ones
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_path: Path, corpus: Path) -> Path:
+    folder = corpus.parent / "run"
+    arguments = (folder, "--corpus", corpus, "--model", tiny_model_path, "--vocab", 256)
+    distill("train", *arguments, "--rows", 10_000)
+    _, log = distill("train", *arguments, "--rows", 40_000)
+    assert "going on after" in log
+    return folder
+
+
+@pytest.fixture(scope="module")
+def draft(tiny_model_path: Path, corpus: Path, run: Path) -> Path:
+    file = corpus.parent / "draft.safetensors"
+    distill("export", run, file, "--corpus", corpus, "--model", tiny_model_path)
+    return file
+
+
+def test_corpus_holds_what_the_model_wrote(corpus: Path) -> None:
+    opened = Corpus(corpus)
+    assert opened.num_tokens >= 12_000
+    assert len({item.index for item in opened.conversations}) == len(opened.conversations)
+    assert len({item.kind for item in opened.conversations}) > 3
+    assert {item.temperature for item in opened.conversations} == {0.0, 0.7}
+    assert 0 < sum(item.held_out for item in opened.conversations) < len(opened.conversations) / 4
+    for item in opened.conversations:
+        features = opened.features(item)
+        assert features.shape == (item.length, 2, opened.info.hidden_size)
+        assert features[:-1].any(axis=(1, 2)).all()
+        assert all(0 < answer.start < answer.end <= item.length for answer in item.answers)
+
+
+def test_features_are_those_of_the_tokens(corpus: Path, tiny_model_path: Path) -> None:
+    """Greedy answers follow from the stored stream: its head's best token is the next one."""
+    source = open_weights(tiny_model_path)
+    target = TargetParts.load(source, np.arange(source.config.vocab_size, dtype=np.int32))
+    opened, agreed = Corpus(corpus), []
+    for item in opened.conversations:
+        if item.temperature == 0:
+            stream = torch.from_numpy(opened.features(item)[:, -1].astype(np.float32))
+            best = target.reduced_logits(stream).argmax(-1).numpy()
+            for answer in item.answers:
+                tokens = opened.tokens(item)[answer.start : answer.end]
+                agreed.append((best[answer.start - 1 : answer.end - 1] == tokens).mean())
+    assert np.mean(agreed) > 0.95  # int8 weights wrote, fp32 weights check
+
+
+def test_other_corpora_are_not_mixed(corpus: Path, tiny_model_path: Path) -> None:
+    command = ["distill", "data", str(corpus), "--model", str(tiny_model_path), "--seed", "1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "holds another corpus" in result.stderr
+
+
+def test_training_makes_the_draft_better(tiny_model_path: Path, corpus: Path, run: Path) -> None:
+    """Far above chance, which is 1 in 300, and above the closed form that training began with."""
+    stdout, _ = distill("eval", run, "--corpus", corpus, "--model", tiny_model_path, "--positions", 3)
+    greedy: dict[str, Any] = json.loads(stdout)["greedy"]["all"]
+    assert greedy["rows"] > 100
+    fresh = DraftRun(corpus.parent / "fresh", tiny_model_path, [Corpus(corpus)])
+    shape = DraftConfig.from_json((run / "config.json").read_text())
+    fresh.begin(DraftShape(shape.output_vocab_size), 0)
+    begun = fresh.evaluate(3).greedy["all"]
+    assert greedy["acceptance"][0] > begun.conditional[0] > 0.02
+
+
+def test_exported_draft_fits_its_target_only(tiny_model_path: Path, draft: Path) -> None:
+    target = read_hf_config(tiny_model_path)
+    config, arrays = load_draft(draft, target)
+    assert (config.features, config.output_vocab_size, len(arrays["vocab_ids"])) == ((1, 2), 256, 256)
+    card = read_card(draft)
+    assert card["corpus_tokens"] >= 12_000
+    assert card["greedy"]["all"]["acceptance"]
+
+
+def test_speculation_with_the_draft_changes_no_token(
+    tiny_model_path: Path, corpus: Path, draft: Path
+) -> None:
+    opened = Corpus(corpus)
+    prompts = [opened.tokens(item)[: item.answers[0].start].tolist() for item in opened.conversations[:8]]
+    assert generate(tiny_model_path, str(draft), prompts) == generate(tiny_model_path, "none", prompts)
+
+
+def test_student_is_a_folder_that_serves(tiny_model_path: Path, corpus: Path) -> None:
+    folder = corpus.parent / "student"
+    arguments = (folder, "--corpus", corpus, "--model", tiny_model_path, "--layers", 1)
+    _, log = distill("student", *arguments, "--rows", 20_000, "--learning-rate", 2e-3)
+    quality = {
+        line.split(":")[0]: float(line.split("divergence")[1])
+        for line in log.splitlines()
+        if line.startswith(("teacher:", "pruned:", "distilled:"))
+    }
+    assert quality["teacher"] < 0.01
+    assert quality["distilled"] < 0.8 * quality["pruned"]
+    assert read_hf_config(folder).num_layers == 1
+    text = "the weather in the city<|im_end|>"
+    assert load_tokenizer(folder).encode(text) == load_tokenizer(tiny_model_path).encode(text)
+    (tokens,) = generate(folder, "none", [[1, 5, 9]])
+    assert len(tokens) == 24
+
+
+def test_speedup_weighs_acceptance_against_cost() -> None:
+    costs = StepCosts(target=4.0, further_row=0.0, draft=1.0)
+    assert costs.speedup([1.0]) == (1.6, 1)  # 2 tokens in 5 ms against 1 in 4
+    assert costs.speedup([0.5, 0.0]) == (1.2, 1)
+    assert costs.speedup([0.2]) == (1.0, 0)  # 1.2 tokens in 5 ms: not worth it
