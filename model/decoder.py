@@ -54,7 +54,7 @@ class Attention(nn.Module):
         return result
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self._head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -15,17 +15,26 @@ from flashlet.model.rope import rope_tables
 from flashlet.model.weights import WeightSource
 
 
+class DecoderStack(nn.Module):
+    """Everything below the head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+
+
 class DecoderModule(nn.Module):
     """The transformer of `ModelConfig` over windows of tokens; parameters have their Hugging Face names."""
+
+    _cos: Tensor
+    _sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = nn.ModuleDict({
-            "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-            "layers": nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers)),
-            "norm": RmsNorm(config.hidden_size, config.rms_norm_eps),
-        })  # fmt: skip
+        self.model = DecoderStack(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         cos, sin = rope_tables(config, config.context_length)
@@ -46,21 +55,18 @@ class DecoderModule(nn.Module):
     @property
     def head(self) -> Tensor:
         """[vocabulary, hidden]."""
-        weight: Tensor = (
-            self.model["embed_tokens"] if self.config.tie_word_embeddings else self.lm_head
-        ).weight
-        return weight
+        return (self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head).weight
 
     def forward(self, token_ids: Tensor, features: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Final normed states [batch, length, hidden], and the residual stream after so many layers."""
         length = token_ids.shape[1]
         cos, sin = self._cos[None, :length], self._sin[None, :length]
-        x = self.model["embed_tokens"](token_ids)
+        x = self.model.embed_tokens(token_ids)
         streams = [x]
-        for index, layer in enumerate(self.model["layers"]):
+        for index, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, self._mask(index, length, x.device))
             streams.append(x)
-        x = self.model["norm"](x)
+        x = self.model.norm(x)
         streams.append(x)
         return x, [streams[index] for index in features]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +30,9 @@ class DraftModule(nn.Module):
     drafted row, so a rollout trains the positions beyond the first on the draft's own states (EAGLE-3,
     Li et al. 2025: training-time test).
     """
+
+    _cos: Tensor
+    _sin: Tensor
 
     def __init__(self, config: DraftConfig, context_length: int) -> None:
         super().__init__()
@@ -67,13 +72,13 @@ class DraftModule(nn.Module):
         caches = [_Cache() for _ in self.layers]
         window = torch.arange(length, device=x.device).expand(x.shape[0], -1)
         outputs: list[Tensor] = []
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+        for index, (layer, cache) in enumerate(zip(self._decoders(), caches, strict=True)):
             last = index == len(caches) - 1
             x = self._layer(layer, cache, x, starts, window, rows if last else window)
         outputs.append(x)
         for step in range(1, num_steps):
             x = self._enter(x, _take(embeddings, (rows + step).clamp(max=embeddings.shape[1] - 1)))
-            for layer, cache in zip(self.layers, caches, strict=True):
+            for layer, cache in zip(self._decoders(), caches, strict=True):
                 x = self._next(layer, cache, x, starts, rows, step)
             outputs.append(x)
         return outputs
@@ -87,11 +92,14 @@ class DraftModule(nn.Module):
         """The parameters as `draft_shapes` names them; `vocab_ids` are the caller's."""
         return {_file_name(name): value.detach().cpu().numpy() for name, value in self.named_parameters()}
 
+    def _decoders(self) -> list[DecoderLayer]:
+        return cast("list[DecoderLayer]", list(self.layers))
+
     def _rollout_alone(self, state: Tensor, embeddings: Tensor, rows: Tensor, num_steps: int) -> list[Tensor]:
         outputs = []
         for step in range(num_steps):
             state = self._enter(state, _take(embeddings, (rows + step).clamp(max=embeddings.shape[1] - 1)))
-            for layer in self.layers:
+            for layer in self._decoders():
                 state = layer.feed_forward(state)
             outputs.append(state)
         return outputs
@@ -148,13 +156,14 @@ class _Cache:
             mask &= self.distance + len(self.drafted) < window
         if not self.drafted:
             return functional.scaled_dot_product_attention(q, self.k, self.v, mask, enable_gqa=True)
-        groups, length = q.shape[1] // self.k.shape[1], self.k.shape[2]
-        grouped = q.unflatten(1, (-1, groups)) * q.shape[-1] ** -0.5  # [batch, kv_heads, groups, selected, .]
-        scores = (grouped.flatten(2, 3) @ self.k.transpose(-1, -2)).unflatten(2, (groups, -1))
+        groups = q.shape[1] // self.k.shape[1]
+        batch, kv_heads, length, size = self.k.shape
+        grouped = q.view(batch, kv_heads, groups, -1, size) * size**-0.5
+        scores = (grouped.flatten(2, 3) @ self.k.transpose(-1, -2)).view(batch, kv_heads, groups, -1, length)
         own = [(grouped * k[:, :, None]).sum(-1, keepdim=True) for k, _ in self.drafted]
         scores = torch.cat([scores.masked_fill(~mask[:, :, None], -torch.inf), *own], dim=-1)
         weights = scores.softmax(-1)
-        result = (weights[..., :length].flatten(2, 3) @ self.v).unflatten(2, (groups, -1))
+        result: Tensor = (weights[..., :length].flatten(2, 3) @ self.v).view(grouped.shape)
         for index, (_, v) in enumerate(self.drafted):
             result = result + weights[..., length + index, None] * v[:, :, None]
         return result.flatten(1, 2)

@@ -139,7 +139,7 @@ def _count(into: dict[str, Acceptance], batch: Batch, right: Tensor) -> None:
     """Add a batch, each selected row under the kind of its answer."""
     valid = batch.weights > 0
     kept = torch.cat([torch.ones_like(right[..., :1]), right[..., :-1]], dim=-1).cumprod(-1).bool()
-    tried, right = (valid & kept).cpu().numpy(), (valid & kept & right).cpu().numpy()
+    tried, accepted = (valid & kept).cpu().numpy(), (valid & kept & right).cpu().numpy()
     rows = batch.rows.cpu().numpy()
     for index, window in enumerate(batch.windows):
         for answer in window.conversation.answers:
@@ -147,7 +147,7 @@ def _count(into: dict[str, Acceptance], batch: Batch, right: Tensor) -> None:
             inside = (rows[index] >= first) & (rows[index] < end)
             for kind in (answer.kind, "all"):
                 into[kind].tried += tried[index, inside].sum(0)
-                into[kind].right += right[index, inside].sum(0)
+                into[kind].right += accepted[index, inside].sum(0)
 
 
 def _nothing(num_steps: int) -> Acceptance:

@@ -16,8 +16,8 @@ from flashlet.model.errors import FlashletError, UnsupportedModelError
 from flashlet.model.sampling import SamplingParams
 from flashlet.model.step import Step
 from flashlet.model.weight_cache import load_int8
-from flashlet.serving.distill.corpus import CorpusInfo, CorpusWriter
-from flashlet.serving.distill.dialogue import Dialogue, DialogueOptions, DialogueWriter, Texts, Wanted
+from flashlet.serving.distill.corpus import CorpusInfo, CorpusWriter, Dialogue
+from flashlet.serving.distill.dialogue import DialogueOptions, DialogueWriter, Texts, Wanted
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent

@@ -82,8 +82,8 @@ def _fit_inputs(draft: DraftModule, target: TargetParts, corpora: Sequence[Corpu
     size = (features[:, -1] * target.final_norm).square().mean().sqrt()
     scales = [1 / part.square().mean(0).sqrt().clamp(min=1e-3) for part in features.unbind(1)]
     scales[-1] = target.final_norm / size
-    for norm, scale in zip(draft.feature_norms, scales, strict=True):
-        norm.weight.copy_(scale)
+    for norm, scale in zip(draft.feature_norms.parameters(), scales, strict=True):
+        norm.copy_(scale)
     features, following = features * torch.stack(scales), [part * scales[-1] for part in following]
     draft.out_norm.weight.fill_(size)
     lower, state = features[:, :-1].flatten(1), features[:, -1]
@@ -148,4 +148,5 @@ def _regress(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
     gram = torch.stack([part.T @ part for part in inputs]).sum(0)
     moment = torch.stack([left.T @ right for left, right in zip(inputs, outputs, strict=True)]).sum(0)
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    return torch.linalg.solve(gram, moment).T
+    weight: Tensor = torch.linalg.solve(gram, moment)
+    return weight.T

@@ -45,7 +45,8 @@ class Teacher:
     """The teacher's distribution from the final stream that the corpus holds: nothing is computed twice."""
 
     def __init__(self, model: DecoderModule) -> None:
-        self._norm, self._head, self._eps = model.model["norm"].weight, model.head, model.config.rms_norm_eps
+        self._norm, self._head = model.model.norm.weight, model.head
+        self._eps = model.config.rms_norm_eps
 
     @torch.no_grad()
     def logits(self, stream: Tensor) -> Tensor:

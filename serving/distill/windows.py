@@ -38,8 +38,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
-        tensors = (self.tokens, self.features, self.starts, self.rows, self.weights)
-        return Batch(*(tensor.to(device) for tensor in tensors), self.windows)
+        return Batch(
+            self.tokens.to(device),
+            self.features.to(device),
+            self.starts.to(device),
+            self.rows.to(device),
+            self.weights.to(device),
+            self.windows,
+        )
 
 
 def make_windows(corpora: Sequence[Corpus], held_out: bool, length: int) -> list[Window]:
