@@ -112,6 +112,8 @@ class Server:
                 self.longest_silence = max(self.longest_silence, time.monotonic() - last)
                 raw, last = raw + data, time.monotonic()
             stream = Stream(response.headers.get("content-type", ""), raw)
+            if not stream.chunks:
+                raise RuleBrokenError(f"a stream without chunks: {shown(raw)}")
             self.comments += sum(event.startswith(":") for event in stream.events)
             return stream
 
