@@ -167,8 +167,8 @@ def student(
     model: ModelOption = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to see, repetitions included.")] = 10_000_000,
     seconds: SecondsOption = 0.0,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-4,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 2048,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-4,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 512,
     checkpoint_seconds: Annotated[float, typer.Option(min=0.0, help="Save so often.")] = 600.0,
     seed: SeedOption = 0,
 ) -> None:

@@ -23,6 +23,7 @@ from flashlet.serving.distill.windows import Batch, Window, batches, make_window
 
 WINDOW = 512  # rows
 TOP_K = 64  # tokens of the teacher's distribution that are told apart
+CHECKPOINT = "checkpoint.pt"
 SAMPLE_WINDOWS = 8  # to choose layers on
 
 
@@ -110,6 +111,7 @@ class StudentRun:
         result["distilled"] = measure(student, self._teacher, held_out)
         report(f"distilled: {result['distilled']}")
         self._write(student)
+        (self._folder / CHECKPOINT).unlink()
         return result
 
     def _train(
@@ -124,7 +126,7 @@ class StudentRun:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         loss = StudentLoss(student, self._teacher)
-        trainer = Trainer(student, loss, epoch, options, self._folder / "checkpoint.pt")
+        trainer = Trainer(student, loss, epoch, options, self._folder / CHECKPOINT)
         if trainer.resume():
             report(f"going on after {trainer.rows_seen} rows")
         trainer.run(report, lambda: None)
