@@ -14,7 +14,8 @@ import msgspec
 from flashlet.serving.batches.batch_input import InputLine, Problem
 from flashlet.serving.batches.batch_output import Answer, unanswered
 from flashlet.serving.batches.file_table import FileTable
-from flashlet.serving.batches.sql import UNFINISHED, select_page, transaction
+from flashlet.serving.batches.sql import UNFINISHED, select_page
+from flashlet.serving.data_folder import transaction
 from flashlet.serving.errors import InvalidRequestError, NotFoundError
 
 ENDED = ("failed", "completed", "expired", "cancelled")

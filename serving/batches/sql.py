@@ -1,28 +1,15 @@
-"""What the tables share: transactions and pages."""
+"""What the tables share: pages."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 from flashlet.serving.errors import InvalidRequestError
 
 Order = Literal["asc", "desc"]
 UNFINISHED = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"  # batches
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All statements of the block take effect, or none."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def select_page(

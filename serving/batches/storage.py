@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
-from pathlib import Path
 
 from flashlet.serving.batches.batch_table import BatchTable
 from flashlet.serving.batches.config import BatchConfig
 from flashlet.serving.batches.file_table import FileTable
-from flashlet.serving.batches.sql import transaction
+from flashlet.serving.data_folder import lock_folder, open_database
 from flashlet.serving.errors import DataFolderError
 
 SCHEMA_VERSION = 1
@@ -74,11 +72,11 @@ class Storage:
         folder = config.folder
         try:
             (folder / "files").mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(folder / "lock")
+            self._lock = lock_folder(folder / "lock")
         except OSError as error:
             raise DataFolderError(f"the data folder {folder} cannot be used: {error}") from error
         try:
-            self._connection = _connect(config.database)
+            self._connection = open_database(config.database, _SCHEMA, SCHEMA_VERSION)
         except (sqlite3.Error, DataFolderError) as error:
             os.close(self._lock)
             raise DataFolderError(f"the data folder {folder} cannot be used: {error}") from error
@@ -90,35 +88,3 @@ class Storage:
         """Write everything to the disk and let go of the folder."""
         self._connection.close()
         os.close(self._lock)
-
-
-def _locked(path: Path) -> int:
-    """Descriptor of the lock file, held; the lock ends with the process, however that ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        reason = (
-            "another server uses it; choose one with --data" if isinstance(error, BlockingIOError) else error
-        )
-        raise DataFolderError(f"the data folder {path.parent} cannot be used: {reason}") from error
-    return descriptor
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open the database; a new one gets its tables."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # what was committed survives a power cut, too
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        connection.close()
-        raise DataFolderError(f"expected schema version {SCHEMA_VERSION} at most, got {version}")
-    if version == 0:
-        with transaction(connection):
-            for statement in _SCHEMA.strip().split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    return connection
