@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flashlet.serving.batches.config import BatchConfig
+from flashlet.serving.responses.config import ResponseConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,4 +20,5 @@ class ServerConfig:
     drain_timeout: float = 30.0  # seconds that running requests get after SIGTERM
     max_body_bytes: int = 8 << 20
     batches: BatchConfig | None = None  # None: no files and no batches
+    responses: ResponseConfig = ResponseConfig()
     log_level: str = "warning"  # of uvicorn

@@ -115,6 +115,7 @@ class HTTPServer:
         for connection in [*self._http.server_state.connections]:
             connection.transport.abort()
         await serving
+        await self._service.responses.close()
         if self._service.batches is not None:
             await self._service.batches.close()
         gc.unfreeze()

@@ -11,6 +11,7 @@ from flashlet.serving.api.errors import ModelLoadingError, UnknownModelError
 from flashlet.serving.api.loaded_model import LoadedModel
 from flashlet.serving.batches.batch_store import BatchStore
 from flashlet.serving.errors import EngineDeadError, EngineStoppedError
+from flashlet.serving.responses.response_store import ResponseStore
 
 __all__ = ["LoadedModel", "Service"]
 
@@ -25,9 +26,11 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
     metrics: Metrics = field(default_factory=Metrics)
     batches: BatchStore | None = field(init=False)  # None: the server takes none
+    responses: ResponseStore = field(init=False)
 
     def __post_init__(self) -> None:
         self.batches = BatchStore(self.config.batches) if self.config.batches else None
+        self.responses = ResponseStore(self.config.responses)
 
     def ready_model(self) -> LoadedModel:
         """The model, if a request would be served now.

@@ -50,6 +50,7 @@ class EventStream(Response):
     """Streams encoded events. The status waits for the first one, so that earlier failures get their own."""
 
     media_type = "text/event-stream"
+    ending = DONE
 
     def __init__(self, events: AsyncIterator[bytes], cancel: Callable[[], None]) -> None:
         super().__init__()
@@ -74,14 +75,17 @@ class EventStream(Response):
                 raise
             if error_kind(exc).code == "internal_error":
                 logger.exception("a stream failed")
-            failure = b"data: " + msgspec.json.encode(error_body(exc)) + b"\n\n"
-            await send({"type": "http.response.body", "body": failure, "more_body": True})
+            await send({"type": "http.response.body", "body": self.failure(exc), "more_body": True})
         finally:
             watcher.cancel()
             self._cancel()
         if not self._started:
             await self._start(send)
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": self.ending, "more_body": False})
+
+    def failure(self, exc: Exception) -> bytes:
+        """The event of an error behind the first event."""
+        return b"data: " + msgspec.json.encode(error_body(exc)) + b"\n\n"
 
     async def _start(self, send: Send) -> None:
         self._started = True
