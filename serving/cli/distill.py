@@ -204,8 +204,8 @@ def _open(run: Path, model: str | None, corpora: list[Path]) -> DraftRun:
 
 
 def _need_torch() -> None:
-    # Threads that wait for others should not keep a core from them.
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    # Read when torch is imported: threads that wait for others should not keep a core from them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if find_spec("torch") is None or find_spec("accelerate") is None:
         raise MissingExtraError("training needs torch: pip install 'flashlet[torch]'")
 
