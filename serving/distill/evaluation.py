@@ -75,7 +75,7 @@ class Evaluation:
 def evaluate(
     draft: DraftModule, target: TargetParts, windows: Sequence[Window], num_steps: int = 4, seed: int = 0
 ) -> Evaluation:
-    """Acceptance as the server would see it: the tokens are those that the target chose.
+    """Acceptance as the server would see it, drafting `num_steps` tokens each time.
 
     Sampled conversations are judged under the noise that made the target choose so, drawn from its
     posterior (Maddison et al. 2014, "A* Sampling", section 3), since the draft samples with the same noise.
@@ -136,18 +136,26 @@ def _posterior_noise(logits: Tensor, chosen: Tensor, generator: torch.Generator)
 
 
 def _count(into: dict[str, Acceptance], batch: Batch, right: Tensor) -> None:
-    """Add a batch, each selected row under the kind of its answer."""
-    valid = batch.weights > 0
-    kept = torch.cat([torch.ones_like(right[..., :1]), right[..., :-1]], dim=-1).cumprod(-1).bool()
-    tried, accepted = (valid & kept).cpu().numpy(), (valid & kept & right).cpu().numpy()
-    rows = batch.rows.cpu().numpy()
+    """Walk through each answer as the server does: what is accepted is not drafted again.
+
+    Where a draft was wrong the text is hard to foresee, and the next one starts just there: acceptance
+    over all rows would be too high.
+    """
+    valid, correct = (batch.weights > 0).cpu().numpy(), right.cpu().numpy()
     for index, window in enumerate(batch.windows):
+        rows = batch.rows[index].tolist()
         for answer in window.conversation.answers:
             first, end = answer.start - window.start - 1, answer.end - window.start
-            inside = (rows[index] >= first) & (rows[index] < end)
-            for kind in (answer.kind, "all"):
-                into[kind].tried += tried[index, inside].sum(0)
-                into[kind].right += accepted[index, inside].sum(0)
+            place = {row: k for k, row in enumerate(rows) if first <= row < end and valid[index, k, 0]}
+            row = min(place, default=0)
+            while row in place:
+                known = valid[index, place[row]]
+                accepted = np.logical_and.accumulate(correct[index, place[row]] & known)
+                tried = known & np.concatenate([[True], accepted[:-1]])
+                for kind in (answer.kind, "all"):
+                    into[kind].tried += tried
+                    into[kind].right += accepted
+                row += int(accepted.sum()) + 1
 
 
 def _nothing(num_steps: int) -> Acceptance:

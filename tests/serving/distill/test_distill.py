@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from flashlet.model.draft import DraftConfig, load_draft, read_card
+from flashlet.model.draft_module import DraftModule
+from flashlet.model.executor import ExecutorOptions
+from flashlet.model.executor_native import NativeExecutor
 from flashlet.model.hf_config import read_hf_config
-from flashlet.model.sampling import SamplingParams
+from flashlet.model.sampling import SampleRequest, SamplingParams
+from flashlet.model.step import DraftRequest, SequenceSlice, Step
 from flashlet.model.tokenizer import load_tokenizer
 from flashlet.model.weights import open_weights
 from flashlet.serving.cli.app import app
@@ -24,6 +29,8 @@ from flashlet.serving.distill.evaluation import StepCosts
 from flashlet.serving.distill.target import TargetParts
 from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.loading import LoadOptions, load_engine
+
+CONTEXT = 512  # of the tiny model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,6 +153,47 @@ def test_speculation_with_the_draft_changes_no_token(
     opened = Corpus(corpus)
     prompts = [opened.tokens(item)[: item.answers[0].start].tolist() for item in opened.conversations[:8]]
     assert generate(tiny_model_path, str(draft), prompts) == generate(tiny_model_path, "none", prompts)
+
+
+def test_server_drafts_what_training_would(
+    tiny_model_path: Path, corpus: Path, run: Path, draft: Path
+) -> None:
+    """The same states, rows and positions in both, but for the draft's int8 weights."""
+    opened = Corpus(corpus)
+    module, target = DraftRun(run, tiny_model_path, [opened]).load()
+    executor = NativeExecutor(tiny_model_path, ExecutorOptions(draft=draft, threads=1))
+    blocks = list(range(CONTEXT // executor.block_size))
+    equal = []
+    for item in [item for item in opened.conversations if item.temperature == 0][:12]:
+        length = item.answers[0].start
+        prompt = opened.tokens(item)[: length + 1].tolist()  # and the first token of the answer
+        sample = SampleRequest(SamplingParams(temperature=0.0), length)
+        piece = SequenceSlice(prompt[:-1], 0, blocks, [sample], draft=DraftRequest(3, 0))
+        (output,) = executor.execute(Step([piece]))
+        assert output.token_ids == (prompt[-1],)
+        features = np.zeros((length + 3, 2, opened.info.hidden_size), np.float32)
+        features[:length] = opened.features(item)[:length]
+        equal += [
+            a == b for a, b in zip(output.proposed, _draft(module, target, features, prompt), strict=True)
+        ]
+    executor.close()
+    assert np.mean(equal) > 0.8, equal
+
+
+def _draft(
+    module: DraftModule, target: TargetParts, features: NDArray[np.float32], tokens: list[int]
+) -> list[int]:
+    """Three greedy tokens after `tokens`, by the rollout that training uses."""
+    known, row = list(tokens), torch.tensor([[len(tokens) - 2]])
+    with torch.inference_mode():
+        for step in range(3):
+            padded = torch.tensor([known[1:] + [0] * (len(features) - len(known) + 1)])
+            outputs = module.rollout(
+                torch.from_numpy(features)[None], target.embed(padded), torch.tensor([0]), row, step + 1
+            )
+            best = int(module.logits(outputs[-1]).argmax())
+            known.append(int(target.vocab_ids[best]))
+    return known[len(tokens) :]
 
 
 def test_student_is_a_folder_that_serves(tiny_model_path: Path, corpus: Path) -> None:
