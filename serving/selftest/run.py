@@ -9,6 +9,7 @@ from typing import Literal
 
 import httpx
 
+from flashlet.serving.errors import RequestError
 from flashlet.serving.selftest.rule import RULES, NotApplicableError, Rule, RuleBrokenError
 from flashlet.serving.selftest.server import Server
 
@@ -47,7 +48,11 @@ def all_rules() -> list[Rule]:
 
 
 def run_rules(server: Server) -> Iterator[Outcome]:
-    """Check rule after rule; whatever a server answers, no check ends the run."""
+    """Check rule after rule; whatever a server answers, no check ends the run.
+
+    Raises:
+        RequestError: the server cannot be reached any more.
+    """
     for rule in all_rules():
         status, reason = _check(rule, server)
         yield Outcome(rule.section, rule.name, rule.text, status, reason)
@@ -60,6 +65,8 @@ def _check(rule: Rule, server: Server) -> tuple[Status, str | None]:
         return "not applicable", str(exc)
     except RuleBrokenError as exc:
         return "fail", str(exc)
+    except httpx.ConnectError as exc:  # it would fail all other rules, too
+        raise RequestError(f"the server went away at the rule {rule.section}/{rule.name}: {exc}") from exc
     except httpx.HTTPError as exc:
         return "fail", f"no answer: {exc or type(exc).__name__}"
     except (LookupError, TypeError, ValueError, AttributeError) as exc:  # an answer of another shape
