@@ -119,9 +119,8 @@ class DraftModule(nn.Module):
         cache.k, cache.v = layer.self_attn.keys_values(normed, cos, sin)
         cos, sin = self._rope(starts, rows)
         q = layer.self_attn.queries(_take(normed, rows), cos, sin)
-        cache.distance = rows[:, None, :, None] - window[:, None, None, :]
         return layer.feed_forward(
-            _take(x, rows) + layer.self_attn.output(cache.attend(q, self.config.window))
+            _take(x, rows) + layer.self_attn.output(cache.attend(q, rows, self.config.window))
         )
 
     def _next(
@@ -132,7 +131,7 @@ class DraftModule(nn.Module):
         cos, sin = self._rope(starts, rows + step)
         cache.drafted.append(layer.self_attn.keys_values(normed, cos, sin))
         q = layer.self_attn.queries(normed, cos, sin)
-        return layer.feed_forward(x + layer.self_attn.output(cache.attend(q, self.config.window)))
+        return layer.feed_forward(x + layer.self_attn.output(cache.attend(q, rows, self.config.window)))
 
     def _rope(self, starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         positions = (starts[:, None] + rows).clamp(max=self._cos.shape[0] - 1)
@@ -144,16 +143,20 @@ class _Cache:
 
     k: Tensor  # [batch, kv_heads, length, head_dim]
     v: Tensor
-    distance: Tensor  # int64 [batch, 1, selected, length]: from each key to the row drafted from
 
     def __init__(self) -> None:
         self.drafted: list[tuple[Tensor, Tensor]] = []  # each [batch, kv_heads, selected, head_dim]
 
-    def attend(self, q: Tensor, window: int) -> Tensor:
-        """q [batch, heads, selected, head_dim] -> the same shape; `window` positions are seen, 0: all."""
-        mask = self.distance >= 0
+    def attend(self, q: Tensor, rows: Tensor, window: int) -> Tensor:
+        """q [batch, heads, selected, head_dim], drafted from `rows` [batch, selected] -> the same shape.
+
+        `window` positions are seen, 0: all.
+        """
+        keys = torch.arange(self.k.shape[2], device=rows.device)
+        distance = rows[:, None, :, None] - keys
+        mask = distance >= 0
         if window:
-            mask &= self.distance + len(self.drafted) < window
+            mask &= distance + len(self.drafted) < window
         if not self.drafted:
             return functional.scaled_dot_product_attention(q, self.k, self.v, mask, enable_gqa=True)
         groups = q.shape[1] // self.k.shape[1]

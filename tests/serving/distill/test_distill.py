@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from flashlet.model.draft import DraftConfig, load_draft, read_card
+from flashlet.model.draft import DraftConfig, load_draft, read_card, save_draft
 from flashlet.model.draft_module import DraftModule
 from flashlet.model.executor import ExecutorOptions
 from flashlet.model.executor_native import NativeExecutor
@@ -155,12 +155,29 @@ def test_speculation_with_the_draft_changes_no_token(
     assert generate(tiny_model_path, str(draft), prompts) == generate(tiny_model_path, "none", prompts)
 
 
-def test_server_drafts_what_training_would(
-    tiny_model_path: Path, corpus: Path, run: Path, draft: Path
+@pytest.mark.parametrize(
+    "shape",
+    [
+        DraftShape(256),
+        DraftShape(200, features=(2,), num_layers=2, window=9),
+        DraftShape(256, attention=False),
+    ],
+    ids=str,
+)
+def test_server_drafts_what_training_does(
+    tiny_model_path: Path, corpus: Path, tmp_path: Path, shape: DraftShape
 ) -> None:
-    """The same states, rows and positions in both, but for the draft's int8 weights."""
+    """The same states, rows and positions in both, but for the server's int8 weights."""
     opened = Corpus(corpus)
-    module, target = DraftRun(run, tiny_model_path, [opened]).load()
+    run = DraftRun(tmp_path / "run", tiny_model_path, [opened])
+    run.begin(shape, 0)
+    module, target = run.load()
+    with torch.no_grad():
+        for parameter in module.layers.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    draft = tmp_path / "draft.safetensors"
+    save_draft(draft, module.config, {**module.tensors(), "vocab_ids": target.vocab_ids})
+    opened = opened.with_features(module.config.features)
     executor = NativeExecutor(tiny_model_path, ExecutorOptions(draft=draft, threads=1))
     blocks = list(range(CONTEXT // executor.block_size))
     equal = []
@@ -171,11 +188,9 @@ def test_server_drafts_what_training_would(
         piece = SequenceSlice(prompt[:-1], 0, blocks, [sample], draft=DraftRequest(3, 0))
         (output,) = executor.execute(Step([piece]))
         assert output.token_ids == (prompt[-1],)
-        features = np.zeros((length + 3, 2, opened.info.hidden_size), np.float32)
-        features[:length] = opened.features(item)[:length]
-        equal += [
-            a == b for a, b in zip(output.proposed, _draft(module, target, features, prompt), strict=True)
-        ]
+        features = np.pad(opened.features(item)[:length].astype(np.float32), ((0, 3), (0, 0), (0, 0)))
+        expected = _draft(module, target, features, prompt)
+        equal += [a == b for a, b in zip(output.proposed, expected, strict=True)]
     executor.close()
     assert np.mean(equal) > 0.8, equal
 
