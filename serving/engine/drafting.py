@@ -51,7 +51,9 @@ class Drafter:
             return
         if phase is not Phase.PLAIN:
             self._propose(
-                [part for part in parts if part.decodes], sum(part.num_rows for part in parts), free_rows
+                [part for part in parts if part.decodes and part.may_propose],
+                sum(part.num_rows for part in parts),
+                free_rows,
             )
         if self._max_model_tokens:
             self._request_drafts(parts, phase)
@@ -116,7 +118,7 @@ class Drafter:
         if phase is Phase.SPECULATE and sampling:
             cost = self._drafting_cost(len(sampling))
             if _could_pay(len(sampling), cost):
-                curves = [self._model_curve(part.sequence) for part in sampling]
+                curves = [self._model_curve(part) for part in sampling]
                 widths = best_widths(curves, len(sampling), cost, len(sampling) * self._max_model_tokens)
                 self._forget_a_little(sampling, curves, widths)
             _count_quiet(sampling, widths)
@@ -150,9 +152,10 @@ class Drafter:
         next_token = sequence.tokens[end] if end < len(sequence.tokens) else None
         part.draft = DraftRequest(num_tokens, draft.followed_from, next_token)
 
-    def _model_curve(self, sequence: Sequence) -> list[float]:
-        """Chances of the draft model's next proposals for `sequence`; empty where it is not to propose."""
-        if sequence.request.draft != "auto":
+    def _model_curve(self, part: Part) -> list[float]:
+        """Chances of the draft model's next proposals for `part`; empty where it is not to propose."""
+        sequence = part.sequence
+        if sequence.request.draft != "auto" or not part.may_propose:
             return []
         draft = self._draft_of(sequence)
         useful = sequence.max_tokens - sequence.num_output_tokens - 2  # behind this step's and the next's

@@ -18,6 +18,7 @@ class Part:
     num_tokens: int  # of the known ones
     samples: bool  # whether it brings a new token
     decodes: bool  # whether it is one row for one new token, behind which proposals may stand
+    may_propose: bool = True  # proposals of others would make a step longer for those that matter more
     proposed: abc.Sequence[int] = ()  # tokens to verify behind them
     draft: DraftRequest | None = None
     copied_block: int | None = None  # whose beginning the first block that is written to starts with

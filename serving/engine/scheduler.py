@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import insort
 from collections import abc, deque
+from itertools import islice
 
 from flashlet.model.sampling import TokenLogprobs
 from flashlet.model.step import SliceOutput
@@ -12,10 +14,16 @@ from flashlet.serving.engine.block_manager import BlockManager
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.drafting import Drafter
 from flashlet.serving.engine.plan import Part, Plan
-from flashlet.serving.engine.request import FinishReason, TokenEvent
+from flashlet.serving.engine.request import TokenEvent
 from flashlet.serving.engine.sequence import Sequence, SequenceStatus
 from flashlet.serving.engine.stats import Counters
+from flashlet.serving.engine.step_times import StepTimes
+from flashlet.serving.engine.token_events import prompt_event, token_event
 from flashlet.serving.errors import RequestError
+
+SHORT_STEP_MS = 15.0  # what a step with prompts of a priority number above 0 should last
+SHORT_STEP_ROWS = 16  # rows of such a step while it is not known how long it would last
+LEAST_PREFILL = 4  # prompt tokens that come along all the same
 
 
 class Scheduler:
@@ -25,15 +33,27 @@ class Scheduler:
     priority, then first come first served. When blocks run out, the sequence of the last rank gives up its
     blocks and waits to be recomputed; the first one always gets on, so each sequence ends. Proposed tokens
     take what is left then.
+
+    While a prompt is to be computed, sequences with a larger priority number sit out, and they give up their
+    blocks and places to it. Prompts with a number above 0 come in short steps, because the next arrival
+    waits for the step that runs.
     """
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        blocks: BlockManager,
+        drafter: Drafter | None = None,
+        times: StepTimes | None = None,
+    ) -> None:
         self.config = config
         self.blocks = blocks
         self.drafter = drafter
+        self.times = times or StepTimes()
         self.waiting: deque[Sequence] = deque()  # in order of rank, like `running`
         self.running: list[Sequence] = []
         self.counters = Counters()
+        self._level = math.inf  # largest priority number that takes part in the step
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -42,11 +62,9 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Decide one step. It is empty only if there is no sequence."""
         plan = Plan()
+        self._level = self._find_level()
         self._schedule_decodes(plan)
-        budget = self.config.max_step_tokens - len(plan.parts)
-        if plan.parts:
-            budget = min(budget, self.config.prefill_chunk)
-        budget = self._schedule_prefills(plan, budget)
+        budget = self._schedule_prefills(plan, self._prefill_budget(len(plan.parts)))
         self._admit(plan, budget)
         if self.drafter is not None:
             self._speculate(plan, self.drafter)
@@ -91,10 +109,30 @@ class Scheduler:
         assert not any(sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
         self.blocks.check_integrity(self.running)
 
+    def _find_level(self) -> float:
+        """The smallest priority number with a prompt to compute."""
+        prompts = [*islice(self.waiting, 1), *(item for item in self.running if item.num_uncomputed > 1)]
+        return min((item.request.priority for item in prompts), default=math.inf)
+
+    def _takes_part(self, sequence: Sequence) -> bool:
+        """Whether the step may compute anything of `sequence`. Those for which it may not run last."""
+        return sequence.request.priority <= self._level
+
+    def _prefill_budget(self, num_decodes: int) -> int:
+        """Prompt tokens of a step in which so many sequences decode."""
+        budget = self.config.max_step_tokens - num_decodes
+        if num_decodes:
+            budget = min(budget, self.config.prefill_chunk)
+        if self._level > 0:
+            rows = self.times.rows_within(SHORT_STEP_MS) or SHORT_STEP_ROWS
+            budget = min(budget, max(rows - num_decodes, LEAST_PREFILL))
+        return budget
+
     def _schedule_decodes(self, plan: Plan) -> None:
         """A row for each running sequence with one uncomputed token: its newest, or its prompt's last."""
         index = 0
-        while index < len(self.running):  # preemption shortens the list, from its end
+        # Preemption shortens the list, from its end. Who sits out stands there, too.
+        while index < len(self.running) and self._takes_part(self.running[index]):
             sequence = self.running[index]
             if sequence.num_uncomputed == 1 and self._make_room(sequence):
                 self.blocks.append(sequence)
@@ -104,7 +142,7 @@ class Scheduler:
     def _schedule_prefills(self, plan: Plan, budget: int) -> int:
         """Next chunks of running sequences whose prompt is not done; returns what is left of `budget`."""
         for sequence in self.running:
-            if budget > 0 and sequence.num_uncomputed > 1:
+            if budget > 0 and sequence.num_uncomputed > 1 and self._takes_part(sequence):
                 num_tokens = min(sequence.num_uncomputed, budget)
                 plan.add(sequence, num_tokens)
                 budget -= num_tokens
@@ -113,24 +151,47 @@ class Scheduler:
     def _admit(self, plan: Plan, budget: int) -> None:
         """Start waiting sequences, in order, while tokens, blocks and `max_sequences` allow."""
         passed_over = 0
-        while budget > 0 and len(self.running) + passed_over < self.config.max_sequences:
-            if passed_over == len(self.waiting):
-                return
+        while budget > 0 and passed_over < len(self.waiting):
             sequence = self.waiting[passed_over]
+            if not self._takes_part(sequence):
+                return
             prefix = [] if sequence.reads_whole_prompt else self.blocks.find_prefix(sequence)
-            if not sequence.reads_whole_prompt and self.blocks.is_computing(sequence, prefix):
+            if not sequence.reads_whole_prompt and self._is_awaited(sequence, prefix):
                 passed_over += 1  # the block will be there in a moment: do not compute it twice
                 continue
-            # A block to grow into for each sequence: who gets in now is not preempted right after.
-            headroom = len(self.running) + 1 if self.running else 0
-            if not self.blocks.can_allocate(sequence, prefix, headroom):
-                return
+            while not self._fits(sequence, prefix, passed_over):
+                if not self._displace(sequence):
+                    return
             beginning = None if sequence.reads_whole_prompt else self.blocks.find_beginning(sequence, prefix)
             self._start(sequence, prefix, beginning.num_tokens if beginning else 0)
             del self.waiting[passed_over]
             num_tokens = min(sequence.num_uncomputed, budget)
             plan.add(sequence, num_tokens, beginning.block if beginning else None)
             budget -= num_tokens
+
+    def _is_awaited(self, sequence: Sequence, prefix: list[int]) -> bool:
+        """Whether a sequence that takes part is about to compute the block behind `prefix`."""
+        if not self.blocks.is_computing(sequence, prefix):
+            return False
+        awaited = sequence.block_hashes[len(prefix)]
+        return self._takes_part(self.running[-1]) or any(
+            self._takes_part(other) and awaited in other.block_hashes[other.num_registered_blocks :]
+            for other in self.running
+        )
+
+    def _fits(self, sequence: Sequence, prefix: list[int], num_reserved: int) -> bool:
+        """Whether `sequence` may run, with so many places kept for those before it."""
+        # A block to grow into for each sequence: who gets in now is not preempted right after.
+        headroom = len(self.running) + 1 if self.running else 0
+        has_place = len(self.running) + num_reserved < self.config.max_sequences
+        return has_place and self.blocks.can_allocate(sequence, prefix, headroom)
+
+    def _displace(self, sequence: Sequence) -> bool:
+        """Preempt one sequence of a larger priority number, which sits out; False if there is none."""
+        if not self.running or self.running[-1].request.priority <= sequence.request.priority:
+            return False
+        self._preempt(self.running[-1])
+        return True
 
     def _start(self, sequence: Sequence, prefix: list[int], num_copied: int) -> None:
         """Move `sequence` to the running ones, its computed length `num_copied` tokens behind the prefix."""
@@ -147,7 +208,10 @@ class Scheduler:
                 self.counters.prefix_hits += sequence.num_cached_tokens
 
     def _speculate(self, plan: Plan, drafter: Drafter) -> None:
-        """Let decoding sequences bring proposals, as far as tokens and blocks are left."""
+        """Let decoding sequences of the first priority bring proposals, as far as there is room."""
+        first = min((part.sequence.request.priority for part in plan.parts), default=0)
+        for part in plan.parts:
+            part.may_propose = part.sequence.request.priority == first
         drafter.plan(plan.parts, self.config.max_step_tokens - plan.num_rows)
         for part in plan.parts:
             if part.proposed:
@@ -171,8 +235,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the blocks of `sequence`; it waits, by rank, to be computed again."""
-        self.running.remove(sequence)
-        self.blocks.free(sequence)
+        self.remove(sequence)
         sequence.num_computed = 0
         sequence.status = SequenceStatus.WAITING
         if sequence.draft is not None:
@@ -186,22 +249,11 @@ class Scheduler:
 
     def _end_of_prompt(self, sequence: Sequence) -> TokenEvent:
         """Deliver what was asked about the prompt; the end, if nothing is to be generated."""
-        scores = None if sequence.prompt_scores is None else (None, *sequence.prompt_scores)
-        embedding = None if sequence.pooling is None else sequence.pooling.mean
+        event = prompt_event(sequence)
         sequence.prompt_scores = sequence.pooling = None
-        reason: FinishReason | None = None
-        if sequence.max_tokens == 0:
+        if event.finish_reason is not None:
             self.remove(sequence)
-            reason = "length"
-        return TokenEvent(
-            token_id=None,
-            text="",
-            finish_reason=reason,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_cached_tokens=sequence.num_cached_tokens,
-            prompt_logprobs=scores,
-            embedding=embedding,
-        )
+        return event
 
     def _append_tokens(self, part: Part, output: SliceOutput, now: float) -> list[TokenEvent | RequestError]:
         """Append the accepted proposals and the token after them, up to one that ends the sequence."""
@@ -240,18 +292,7 @@ class Scheduler:
         text, reason = sequence.stop_checker.push(token_id, sequence.num_output_tokens)
         if reason is not None:
             self.remove(sequence)
-        return TokenEvent(
-            token_id=token_id,
-            text=text,
-            logprobs=logprobs[0] if logprobs else None,
-            finish_reason=reason,
-            stop=sequence.stop_checker.matched,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_cached_tokens=sequence.num_cached_tokens,
-            num_output_tokens=sequence.num_output_tokens,
-            num_accepted=sequence.num_accepted,
-            num_rejected=sequence.num_rejected,
-        )
+        return token_event(sequence, token_id, text, reason, logprobs[0] if logprobs else None)
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

@@ -1,0 +1,169 @@
+"""Sequences that matter less make room for the others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from flashlet.serving.engine.engine import Engine
+from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+from flashlet.serving.engine.sequence import Sequence
+
+LATER = 2**31 - 1  # of batches
+
+
+def request(prompt: bytes, max_tokens: int = 8, priority: int = 0) -> GenerationRequest:
+    return GenerationRequest(tuple(prompt), max_tokens=max_tokens, ignore_eos=True, priority=priority)
+
+
+def last_widths(executor: SimpleNamespace) -> list[int]:
+    """Tokens per slice of the latest step."""
+    return [len(piece.token_ids) for piece in executor.steps[-1].slices]
+
+
+def end(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
+        engine.check_integrity()
+
+
+@pytest.mark.parametrize("priority", [1, LATER])
+def test_others_sit_out_while_a_prompt_is_computed(toy: SimpleNamespace, priority: int) -> None:
+    executor = toy.Executor()
+    engine = toy.engine(executor, prefill_chunk=4, max_step_tokens=32, max_sequences=8)
+    batch = [engine.submit(request(bytes([97 + i]) * 3, 30, priority)) for i in range(3)]
+    engine.step()
+    live = engine.submit(request(b"x" * 40, 2))
+    assert {sequence for sequence, _ in engine.step()} == set()
+    assert last_widths(executor) == [32]  # a whole step instead of a chunk
+    assert {sequence for sequence, _ in engine.step()} == {live}
+    assert last_widths(executor) == [8]
+    assert {sequence for sequence, _ in engine.step()} == {live, *batch}
+    end(engine)
+    assert [sequence.num_output_tokens for sequence in batch] == [30] * 3
+
+
+def test_equal_priorities_share_steps_whatever_the_number(toy: SimpleNamespace) -> None:
+    executor = toy.Executor()
+    engine = toy.engine(executor, prefill_chunk=4, max_step_tokens=32, max_sequences=8)
+    first = engine.submit(request(b"abc", 30, -5))
+    engine.step()
+    engine.submit(request(b"x" * 40, 2, -5))
+    assert {sequence for sequence, _ in engine.step()} == {first}
+    assert last_widths(executor) == [1, 4]
+    end(engine)
+
+
+def test_prompts_that_matter_less_come_in_short_steps(toy: SimpleNamespace) -> None:
+    executor = toy.Executor(context_length=256)
+    engine = toy.engine(executor, max_step_tokens=128)
+    engine.submit(request(b"a" * 40, 2, 1))
+    engine.step()
+    assert last_widths(executor) == [16]  # nothing is known of how long steps take
+    engine.scheduler.times.seed([(1, 1.0), (8, 5.0), (32, 29.0)])
+    engine.step()
+    assert last_widths(executor) == [18]  # 15 ms
+    end(engine)
+
+
+def test_decodes_do_not_stop_the_prompts_of_their_kind(toy: SimpleNamespace) -> None:
+    executor = toy.Executor()
+    engine = toy.engine(executor, max_step_tokens=64, max_sequences=32)
+    for i in range(20):
+        engine.submit(request(bytes([97 + i]), 40, LATER))
+    while len(engine.scheduler.running) < 20:
+        engine.step()
+    late = engine.submit(request(b"late but long", 1, LATER))
+    for _ in range(4):
+        engine.step()
+        assert last_widths(executor)[:20] == [1] * 20
+    assert late.is_finished
+    end(engine)
+
+
+def test_an_arrival_takes_places_and_blocks(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(num_blocks=12), max_sequences=2)
+    batch = [engine.submit(request(prompt, 6, LATER)) for prompt in (b"abcdefgh", b"ijklmnop")]
+    engine.step()
+    assert all(sequence.num_output_tokens for sequence in batch)
+    small, big = engine.submit(request(b"x", 4)), engine.submit(request(b"y" * 36, 4))
+    assert {sequence for sequence, _ in engine.step()} >= {small}
+    engine.check_integrity()
+    assert [*engine.scheduler.running] == [small, big] and engine.stats().preemptions == 2
+    end(engine)
+    assert [sequence.num_output_tokens for sequence in (*batch, small, big)] == [6, 6, 4, 4]
+
+
+def test_nobody_gives_way_to_an_equal(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor(), max_sequences=1)
+    first = engine.submit(request(b"abc", 5, 3))
+    engine.step()
+    engine.submit(request(b"def", 5, 3))
+    engine.step()
+    assert [*engine.scheduler.running] == [first]
+    end(engine)
+    assert engine.stats().preemptions == 0
+
+
+def test_a_prefix_is_not_awaited_from_who_sits_out(toy: SimpleNamespace) -> None:
+    engine = toy.engine(toy.Executor())
+    prompt = b"abcdefgh" * 4
+    batch = engine.submit(request(prompt + b"x", 2, LATER))
+    engine.step()
+    assert 0 < batch.num_computed < len(prompt)
+    live = engine.submit(request(prompt + b"y", 2))
+    assert {sequence for sequence, _ in engine.step()} == {live}
+    end(engine)
+    assert batch.num_output_tokens == 2
+
+
+def test_only_the_first_priority_brings_proposals(
+    toy: SimpleNamespace, speculating: Callable[..., Engine]
+) -> None:
+    executor = toy.Executor(max_draft_tokens=3, accuracy=0.9)
+    engine = speculating(toy.engine(executor, draft="auto"))
+    live = engine.submit(request(b"live", 40))
+    batch = engine.submit(request(b"later", 60, LATER))
+    proposed: dict[Sequence, int] = {live: 0, batch: 0}
+    while not live.is_finished:
+        engine.step()
+        for piece in executor.steps[-1].slices:
+            proposed[live if piece.block_table == tuple(live.block_table) else batch] += len(piece.proposed)
+    assert batch.num_output_tokens > 1 and live.num_accepted > 0
+    assert batch.num_accepted == batch.num_rejected == 0
+    end(engine)
+    assert batch.num_accepted > 0  # alone, it may
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_answers_do_not_depend_on_priorities(toy: SimpleNamespace, seed: int) -> None:
+    rng = random.Random(seed)
+    engine = toy.engine(
+        toy.Executor(num_blocks=rng.choice([18, 30]), context_length=72),
+        max_sequences=rng.choice([3, 8]),
+        max_step_tokens=rng.choice([16, 40]),
+        prefill_chunk=rng.choice([1, 5, 16]),
+    )
+    prefixes = [tuple(rng.choices(b"abcdefgh", k=n)) for n in (8, 13, 24)]
+    todo = [
+        replace(
+            toy.random_request(rng, prefixes, engine.max_model_len), priority=rng.choice([0, 0, 1, LATER])
+        )
+        for _ in range(36)
+    ]
+    answers = {}
+    while engine.has_work or todo:
+        for sequence, event in engine.step():
+            assert isinstance(event, TokenEvent)
+            answers[sequence].events.append(event)
+        if todo and (not answers or rng.random() < 0.3):
+            answers[engine.submit(todo.pop())] = toy.Answer()
+        engine.check_integrity()
+    assert engine.stats().preemptions > 0
+    for sequence, answer in answers.items():
+        expected = toy.run_alone(sequence.request, engine.max_model_len).visible()
+        assert answer.visible() == expected
