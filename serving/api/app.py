@@ -14,6 +14,8 @@ from starlette.types import ASGIApp
 from flashlet.serving.api.batches import batches_router
 from flashlet.serving.api.chat import chat_router
 from flashlet.serving.api.completions import completions_router
+from flashlet.serving.api.dialects.responses import responses_router
+from flashlet.serving.api.dialects.stored_responses import stored_responses_router
 from flashlet.serving.api.embeddings import embeddings_router
 from flashlet.serving.api.errors import TABLE, error_response
 from flashlet.serving.api.files import files_router
@@ -58,6 +60,8 @@ def build_app(service: Service) -> ASGIApp:
     if service.batches is not None:
         api.include_router(files_router(service.batches))
         api.include_router(batches_router(service.batches, service.config.max_body_bytes))
+    api.include_router(responses_router(service))
+    api.include_router(stored_responses_router(service.responses))
     app: ASGIApp = HeadRequests(api)
     if service.config.api_keys:
         app = ApiKeys(app, service.config.api_keys)

@@ -22,6 +22,7 @@ An OpenAI-compatible server for small quantized language models.
 """
 TAGS = {
     "chat": "Conversations.",
+    "responses": "Conversations that the server keeps.",
     "completions": "Plain text, and scores of given text.",
     "embeddings": "Vectors of texts.",
     "models": "What is served.",
@@ -93,8 +94,9 @@ def _further_schemas() -> dict[str, Any]:
     from flashlet.serving.api.schema.chat import ChatChunk
     from flashlet.serving.api.schema.completions import Completion
     from flashlet.serving.api.schema.errors import ErrorBody
+    from flashlet.serving.api.schema.response_object import ResponseEvent
 
-    models = [(model, "serialization") for model in (ChatChunk, Completion, ErrorBody)]
+    models = [(model, "serialization") for model in (ChatChunk, Completion, ErrorBody, ResponseEvent)]
     _, document = models_json_schema(models, ref_template=SCHEMAS + "{model}")  # type: ignore[arg-type]
     found: dict[str, Any] = document["$defs"]
     return found

@@ -1,0 +1,1 @@
+"""Other dialects than OpenAI's chat: each is translated to a conversation, and its answer back."""
