@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -119,14 +119,15 @@ class DraftRun:
 
         def check() -> None:
             nonlocal best
-            result = evaluate(draft, target, held_out)
+            averaged = cast("DraftModule", trainer.average)
+            result = evaluate(averaged, target, held_out)
             report(_line(result))
             with (self.folder / "log.jsonl").open("ab") as stream:
                 line = {"rows": trainer.rows_seen, "seconds": round(trainer.seconds), **_everything(result)}
                 stream.write(msgspec.json.encode(line) + b"\n")
             if result.greedy["all"].tokens > best:
                 best = result.greedy["all"].tokens
-                torch.save(draft.state_dict(), self.folder / "best.pt")
+                torch.save(averaged.state_dict(), self.folder / "best.pt")
                 self._write_evaluation(result, trainer)
 
         trainer.run(report, check)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class StudentRun:
         result["pruned"] = measure(student, self._teacher, held_out)
         for name, quality in result.items():
             report(f"{name}: {quality}")
-        self._train(student, windows, options, report)
+        student = self._train(student, windows, options, report)
         result["distilled"] = measure(student, self._teacher, held_out)
         report(f"distilled: {result['distilled']}")
         self._write(student)
@@ -120,7 +121,7 @@ class StudentRun:
         windows: Sequence[Window],
         options: TrainingOptions,
         report: Callable[[str], None],
-    ) -> None:
+    ) -> DecoderModule:
         def epoch(rng: random.Random, skip: int) -> Iterator[Batch]:
             return batches(windows, options.batch_rows, 1, rng, skip)
 
@@ -130,6 +131,7 @@ class StudentRun:
         if trainer.resume():
             report(f"going on after {trainer.rows_seen} rows")
         trainer.run(report, lambda: None)
+        return cast("DecoderModule", trainer.average)
 
     def _write(self, student: DecoderModule) -> None:
         """The parameters by name; a tied head is the embedding, and is not written."""

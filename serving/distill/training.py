@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from flashlet.serving.distill.windows import Batch
 
 REPORT_SECONDS = 15.0
+AVERAGED_BATCHES = 100  # most that count in the moving average of the weights; a tenth of them at first
 LAST_RATE = 0.1  # of the learning rate, when the budget is used up
 
 EpochOfBatches = Callable[[random.Random, int], Iterator[Batch]]  # shuffled by it, and how many to leave out
@@ -61,9 +63,17 @@ class Trainer:
             if parameter.requires_grad
         ]
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+        # Steady weights at any time, while the learning rate is still high.
+        self._average = AveragedModel(model, avg_fn=_moving_average)
         self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
         self.rows_seen, self.seconds, self.batches_seen = 0, 0.0, 0
         self._epoch, self._batches_in_epoch = 0, 0
+
+    @property
+    def average(self) -> nn.Module:
+        """The model with averaged weights."""
+        module: nn.Module = self._average.module
+        return module
 
     @property
     def progress(self) -> float:
@@ -96,6 +106,7 @@ class Trainer:
         """Write the checkpoint, whole or not at all."""
         state = {
             "model": self.model.state_dict(),
+            "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "counters": [
                 self.rows_seen,
@@ -115,6 +126,7 @@ class Trainer:
             return False
         state = torch.load(self._path, map_location=self._accelerator.device)
         self.model.load_state_dict(state["model"])
+        self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.rows_seen, self.seconds, self.batches_seen, self._epoch, self._batches_in_epoch = state[
             "counters"
@@ -134,6 +146,7 @@ class Trainer:
         self._accelerator.clip_grad_norm_(self._loss.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._average.update_parameters(self.model)
         self.rows_seen += int(batch.tokens[:, 1:].numel())
         self.batches_seen += 1
         self._batches_in_epoch += 1
@@ -145,3 +158,8 @@ class Trainer:
             f"{self.rows_seen} rows, epoch {self._epoch}, {self.seconds:.0f} s, {rate:.0f} rows/s, "
             f"divergence {mean:.3f}"
         )
+
+
+def _moving_average(average: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
+    batches = min(AVERAGED_BATCHES, 1 + int(count) / 10)
+    return average + (latest - average) / batches
