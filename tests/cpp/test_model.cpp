@@ -5,70 +5,11 @@
 
 #include "check.h"
 #include "data.h"
-#include "model.h"
+#include "tiny_model.h"
 
 using namespace flashlet;
 
 namespace {
-
-constexpr int kContext = 96;
-
-ModelShape tiny_shape(int layers, int heads, int kv_heads, int head_dim) {
-    ModelShape shape{};
-    shape.vocab_size = 37;
-    shape.hidden_size = 48;
-    shape.intermediate_size = 72;
-    shape.num_layers = layers;
-    shape.num_heads = heads;
-    shape.num_kv_heads = kv_heads;
-    shape.head_dim = head_dim;
-    shape.context_length = kContext;
-    shape.rms_norm_eps = 1e-5f;
-    for (int layer = 0; layer < layers; ++layer) shape.windows.push_back(layer % 2 * 20);
-    return shape;
-}
-
-// Random weights that own their arrays.
-class TinyWeights {
-  public:
-    explicit TinyWeights(const ModelShape& shape) {
-        Random random(1);
-        const int query = shape.num_heads * shape.head_dim, kv = shape.num_kv_heads * shape.head_dim;
-        const auto matrix = [&](int outputs, int inputs, bool biased) {
-            matrices_.push_back(std::make_unique<Matrix>(random_matrix(random, outputs, inputs, biased)));
-            return matrices_.back()->view();
-        };
-        const auto vector = [&](int n) {
-            vectors_.push_back(random.floats(static_cast<size_t>(n), 0.5f, 1.5f));
-            vectors_.back().resize(static_cast<size_t>(round_up(n, kLanes)));
-            return vectors_.back().data();
-        };
-        vectors_.reserve(static_cast<size_t>(4 * shape.num_layers + 3));
-        for (int layer = 0; layer < shape.num_layers; ++layer) {
-            LayerWeights w{};
-            w.attn_norm = vector(shape.hidden_size);
-            w.qkv = matrix(query + 2 * kv, shape.hidden_size, true);
-            w.q_norm = vector(shape.head_dim);
-            w.k_norm = vector(shape.head_dim);
-            w.o = matrix(shape.hidden_size, query, false);
-            w.ffn_norm = vector(shape.hidden_size);
-            w.gate_up = matrix(2 * round_up(shape.intermediate_size, kLanes), shape.hidden_size, false);
-            w.down = matrix(shape.hidden_size, shape.intermediate_size, true);
-            model.layers.push_back(w);
-        }
-        model.embed = matrix(shape.vocab_size, shape.hidden_size, false);
-        model.head = matrix(shape.vocab_size, shape.hidden_size, false);
-        model.final_norm = vector(shape.hidden_size);
-        model.rope_cos = vector(kContext * shape.head_dim / 2);
-        model.rope_sin = vector(kContext * shape.head_dim / 2);
-    }
-
-    ModelWeights model;
-
-  private:
-    std::vector<std::unique_ptr<Matrix>> matrices_;
-    std::vector<std::vector<float>> vectors_;
-};
 
 // A sequence with its own blocks; every position's logits are kept.
 struct Sequence {

@@ -270,6 +270,21 @@ def test_drafted_rows_may_lie_beyond_the_block_table(arrays: dict[str, NDArray[A
     assert all(len(run.proposed[0]) == 8 for run in short)
 
 
+def test_long_contexts_grow_while_drafting(write_draft: WriteDraft, packed_arrays: PackedArrays) -> None:
+    """Threads share the spans of a long context: a new one may begin at a drafted position."""
+    config = replace(CONFIG, context_length=640)
+    arrays, draft = packed_arrays(config), write_draft(config)
+    runs, table = [], list(range(20))
+    for make, threads in ((NativeExecutor.from_arrays, 1), (NativeExecutor.from_arrays, 2), (None, 1)):
+        options = replace(OPTIONS, draft=draft, threads=threads)
+        weights = int8_weights(config, arrays, torch.device("cpu"))
+        executor = make(config, arrays, options) if make else TorchExecutor.from_weights(weights, options)
+        run = _Run(_tokens(502), table, num_tokens=8, chunk=120)
+        _decode(executor, [run], 16)
+        runs.append((run.tokens, run.proposed))
+    assert runs[0] == runs[1] == runs[2]
+
+
 def test_a_draft_may_start_anywhere_and_skip_what_it_has_not_followed(
     arrays: dict[str, NDArray[Any]], draft: Path
 ) -> None:

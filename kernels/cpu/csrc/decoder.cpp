@@ -80,7 +80,7 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
                                      [&](const AttentionUnit& unit) { return unit.segment >= singles; });
     std::sort(sorted, units_.end(),
               [&](const AttentionUnit& a, const AttentionUnit& b) { return context(a) > context(b); });
-    plan_split();
+    plan_split(singles > 0 ? kMaxAhead : 0);
 }
 
 void Decoder::plan_units(int tokens) {
@@ -103,13 +103,15 @@ void Decoder::plan_units(int tokens) {
     }
 }
 
-// Few units cannot be shared out evenly: then threads share the spans of each one's context.
-void Decoder::plan_split() {
+// Few units cannot be shared out evenly: then threads share the spans of each one's context, which may grow
+// by `ahead` positions before the next plan.
+void Decoder::plan_split(int ahead) {
     split_units_.clear();
     if (units_.size() > split_done_.size()) return;
     for (size_t i = 0; i < units_.size(); ++i) {
         const Segment& segment = (*segments_)[static_cast<size_t>(units_[i].segment)];
-        const int last = segment.start + units_[i].row + units_[i].rows - 1 - segment.first_row;
+        const int row = units_[i].row + units_[i].rows - 1 - segment.first_row;
+        const int last = std::min(segment.start + row + ahead, shape_.context_length - 1);
         for (int span = segment.first_visible / (kSpan * kBlock); span <= last / (kSpan * kBlock); ++span)
             split_units_.push_back({static_cast<int>(i), span});
     }
@@ -265,7 +267,7 @@ void Decoder::attend_span(int layer, const SplitUnit& part) {
     const auto unit = static_cast<size_t>(part.unit);
     const AttentionTile tile = attention_tile(layer, units_[unit]);
     const VisibleRange seen = visible_range(tile);
-    if (part.span < seen.first_span) return;  // before the layer's window
+    if (part.span < seen.first_span || part.span >= seen.first_span + seen.spans) return;  // nothing is seen
     const int stride = tile.rows * partial_stride(round_up(shape_.head_dim, kLanes));
     float* partials = split_partials_.data() + unit * static_cast<size_t>(partials_);
     kernels_.attend(tile, part.span, partials + (part.span - seen.first_span) * stride);

@@ -38,13 +38,15 @@ class Decoder {
             int max_rows);
 
     // On one thread, before the layers. The first `singles` segments have one row each and keep their order:
-    // layers may then run on fewer of them, and read keys that the other segments store.
+    // layers may then run on fewer of them, read keys that the other segments store, and run again after
+    // their starts have moved, up to kMaxAhead positions in all.
     void plan(const std::vector<Segment>& segments, int singles);
 
     // One layer on rows [0, rows) of the residual stream x. Keys and values of all of them are stored; only
     // the first `finished` rows go on: all, or so many singles.
     void layer(Worker& worker, int index, float* x, int rows, int finished);
 
+    static constexpr int kMaxAhead = 8;
     static constexpr int kStagesPerLayer = 10;       // at most; each ends with finish()
     static int widest_row(const ModelShape& shape);  // of quantized activations
     static int partials(const ModelShape& shape);    // floats of attention over the longest context
@@ -65,7 +67,7 @@ class Decoder {
     QuantizedRows plain(Worker& worker, const float* x, int rows, int stride);
     void rotate_and_store(int layer, int row, int kv_head);
     void plan_units(int tokens);
-    void plan_split();
+    void plan_split(int ahead);
     AttentionTile attention_tile(int layer, const AttentionUnit& unit);
     void attend(Worker& worker, int layer, const AttentionUnit& unit);
     void attend_span(int layer, const SplitUnit& part);

@@ -12,6 +12,8 @@ int fused_width(const DraftModel& model) {
     return static_cast<int>(model.weights.features.size()) * model.shape.hidden_size;
 }
 
+static_assert(kMaxDraftTokens <= Decoder::kMaxAhead);
+
 }  // namespace
 
 int Draft::stages(const ModelShape& shape) {
