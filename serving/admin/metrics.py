@@ -41,6 +41,12 @@ COUNTERS = {
     "spec_decode_num_accepted_tokens": ("accepted_tokens", "Proposed tokens that were right."),
 }
 
+REQUEST_COUNTERS = {
+    "joined_requests": "Retries that joined the running answer of their original.",
+    "resumed_streams": "Streams that were taken up again after a cut.",
+    "answer_cache_hits": "Requests that were answered from the answer cache.",
+}
+
 
 class Histogram:
     """Counts of observations per bucket, and their sum."""
@@ -87,6 +93,9 @@ class Metrics:
         self.batch_lines: Counter[str] = Counter({"completed": 0, "failed": 0})
         self.batch_lines_running = 0
         self.batch_lines_waiting = 0
+        self.joined_requests = 0
+        self.resumed_streams = 0
+        self.answer_cache_hits = 0
 
     def sequence_ended(self, stream: RequestStream, reason: str) -> None:
         """Count a sequence; `reason` is its finish reason, or abort (the client left), or error."""
@@ -115,6 +124,8 @@ class Metrics:
             finished.add_metric([reason], count)
         yield finished
         yield from self._batch_families()
+        for name, documentation in REQUEST_COUNTERS.items():
+            yield CounterMetricFamily(PREFIX + name, documentation, getattr(self, name))
         if stats is not None:
             for name, (attribute, documentation) in GAUGES.items():
                 yield GaugeMetricFamily(PREFIX + name, documentation, getattr(stats, attribute))

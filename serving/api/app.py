@@ -14,16 +14,19 @@ from starlette.types import ASGIApp
 from flashlet.serving.api.batches import batches_router
 from flashlet.serving.api.chat import chat_router
 from flashlet.serving.api.completions import completions_router
+from flashlet.serving.api.dialects.message_errors import MessageErrors
+from flashlet.serving.api.dialects.messages import messages_router
 from flashlet.serving.api.dialects.responses import responses_router
 from flashlet.serving.api.dialects.stored_responses import stored_responses_router
 from flashlet.serving.api.embeddings import embeddings_router
 from flashlet.serving.api.errors import TABLE, error_response
 from flashlet.serving.api.files import files_router
 from flashlet.serving.api.health import health_router
-from flashlet.serving.api.middleware import ApiKeys, HeadRequests, RequestIds
+from flashlet.serving.api.middleware import ApiKeys, HeadRequests, OwnRequests, RequestIds
 from flashlet.serving.api.models import models_router
 from flashlet.serving.api.openapi import DESCRIPTION, add_document
 from flashlet.serving.api.service import Service
+from flashlet.serving.api.streams import streams_router
 from flashlet.serving.api.tokens import tokens_router
 
 METHODS = ["DELETE", "GET", "POST"]
@@ -41,6 +44,7 @@ def build_api(service: Service) -> FastAPI:
         embeddings_router,
         models_router,
         tokens_router,
+        streams_router,
         health_router,
     ):
         api.include_router(router(service))
@@ -51,7 +55,7 @@ def build_api(service: Service) -> FastAPI:
 
 def build_line_app(service: Service) -> ASGIApp:
     """What answers the lines of batches, in this process: no keys, no CORS."""
-    return RequestIds(build_api(service))
+    return RequestIds(OwnRequests(build_api(service)))
 
 
 def build_app(service: Service) -> ASGIApp:
@@ -60,6 +64,7 @@ def build_app(service: Service) -> ASGIApp:
     if service.batches is not None:
         api.include_router(files_router(service.batches))
         api.include_router(batches_router(service.batches, service.config.max_body_bytes))
+    api.include_router(messages_router(service))
     api.include_router(responses_router(service))
     api.include_router(stored_responses_router(service.responses))
     app: ASGIApp = HeadRequests(api)
@@ -73,9 +78,9 @@ def build_app(service: Service) -> ASGIApp:
             allow_origins=service.config.cors_origins,
             allow_methods=METHODS,
             allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", "x-flashlet-seed", "x-flashlet-cache"],
         )
-    return RequestIds(app)
+    return MessageErrors(RequestIds(app))
 
 
 async def _answer_error(request: Request, exc: Exception) -> Response:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pydantic_core
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.types import Receive
 
 from flashlet.serving.api.errors import BodyTimeoutError, BodyTooLargeError
 from flashlet.serving.errors import InvalidRequestError
@@ -17,12 +18,14 @@ BODY_TIMEOUT = 30.0  # seconds for the whole body
 MAX_FIELDS = 1024  # of any object: each unknown one costs time before the body is refused
 MAX_VALUES = 100_000  # in the whole body; plain values in lists, such as token ids, do not count
 
+Handler = Callable[["JSONRequest"], Awaitable[Response]]
+
 
 class JSONRequest(Request):
     """A request whose body is JSON."""
 
-    _raw: bytes
-    _decoded: Any
+    raw: bytes  # the body as it came; here after `load`, like the next
+    decoded: dict[str, Any]
 
     async def load(self, max_bytes: int) -> None:
         """Read and decode the body.
@@ -36,10 +39,16 @@ class JSONRequest(Request):
         if length.isdecimal() and int(length) > max_bytes:
             raise BodyTooLargeError(f"body: expected at most {max_bytes} bytes, got {length}")
         try:
-            self._raw = await asyncio.wait_for(self._read(max_bytes), BODY_TIMEOUT)
+            self.raw = await asyncio.wait_for(self._read(max_bytes), BODY_TIMEOUT)
         except asyncio.TimeoutError:
             raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT:.0f} seconds") from None
-        self._decoded = decode_json(self._raw)
+        self.decoded = decode_json(self.raw)
+
+    def heard_by(self, receive: Receive) -> JSONRequest:
+        """The same request with another source of what comes after the body."""
+        other = JSONRequest(self.scope, receive)
+        other.raw, other.decoded = self.raw, self.decoded
+        return other
 
     async def _read(self, max_bytes: int) -> bytes:
         body = bytearray()
@@ -51,11 +60,11 @@ class JSONRequest(Request):
 
     async def body(self) -> bytes:
         """The body as it came."""
-        return self._raw
+        return self.raw
 
     async def json(self) -> Any:
         """The decoded body; FastAPI validates it."""
-        return self._decoded
+        return self.decoded
 
 
 def decode_json(body: bytes) -> dict[str, Any]:
@@ -88,8 +97,13 @@ def _check_size(value: Any) -> None:
             open_values += value
 
 
-def json_route(max_bytes: int) -> type[APIRoute]:
-    """Route class whose requests are JSON of at most `max_bytes`, with any content type."""
+def json_route(
+    max_bytes: int, answer: Callable[[JSONRequest, Handler], Awaitable[Response]] | None = None
+) -> type[APIRoute]:
+    """Route class whose requests are JSON of at most `max_bytes`, with any content type.
+
+    `answer` may answer a request without the endpoint, its `Handler`; see `Answering.answer`.
+    """
 
     class JSONRoute(APIRoute):
         """Loads the body before FastAPI asks for it."""
@@ -102,7 +116,7 @@ def json_route(max_bytes: int) -> type[APIRoute]:
                 request.scope["headers"] = [*headers, (b"content-type", b"application/json")]
                 json_request = JSONRequest(request.scope, request.receive)
                 await json_request.load(max_bytes)
-                return await handler(json_request)
+                return await (answer(json_request, handler) if answer else handler(json_request))
 
             return handle
 

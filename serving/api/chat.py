@@ -20,7 +20,9 @@ from flashlet.serving.errors import InvalidRequestError
 
 def chat_router(service: Service) -> APIRouter:
     """The endpoint for conversations."""
-    router = APIRouter(route_class=json_route(service.config.max_body_bytes), tags=["chat"])
+    router = APIRouter(
+        route_class=json_route(service.config.max_body_bytes, service.answering.answer), tags=["chat"]
+    )
 
     @router.post("/v1/chat/completions", responses=responses(ChatCompletion, ChatChunk))
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
@@ -38,13 +40,14 @@ def chat_router(service: Service) -> APIRouter:
         head = answer_head(kind, "chatcmpl-", body, service, model)
         if body.stream:
             writer = ChunkWriter(head, body, generation)
-            return EventStream(_events(generation, writer, choices), generation.cancel)
+            encoded = _events(generation, writer, choices)
+            return EventStream(encoded, generation.cancel, generation.headers, writer.resume_id)
         async with cancel_on_disconnect(request.receive, generation.cancel):
             async for index, event in generation.events():
                 choices[index].push(event)
         answers = [{"index": index, **choice.answer()} for index, choice in enumerate(choices)]
         answer = head | {"choices": answers, "usage": generation.usage()}
-        return json_response(answer | choices[0].prompt_fields())
+        return json_response(answer | choices[0].prompt_fields(), generation.headers)
 
     return router
 

@@ -44,6 +44,7 @@ class ChunkWriter:
 
     def __init__(self, head: dict[str, Any], fields: SamplingFields, generation: Generation) -> None:
         options = fields.stream_options
+        self.resume_id: str | None = head["id"] if options and options.resumable else None
         self._generation = generation
         self._include_usage = bool(options and options.include_usage)
         self._continuous_usage = bool(options and options.continuous_usage_stats)

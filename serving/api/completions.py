@@ -26,7 +26,9 @@ DEFAULT_MAX_TOKENS = 16  # as OpenAI's
 
 def completions_router(service: Service) -> APIRouter:
     """The legacy endpoint."""
-    router = APIRouter(route_class=json_route(service.config.max_body_bytes), tags=["completions"])
+    router = APIRouter(
+        route_class=json_route(service.config.max_body_bytes, service.answering.answer), tags=["completions"]
+    )
 
     @router.post("/v1/completions", responses=responses(Completion, Completion))
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
@@ -40,12 +42,14 @@ def completions_router(service: Service) -> APIRouter:
             events = prompt_first(events, body.num_choices)
         if body.stream:
             writer = ChunkWriter(head, body, generation)
-            return EventStream(_chunks(events, writer, choices), generation.cancel)
+            encoded = _chunks(events, writer, choices)
+            return EventStream(encoded, generation.cancel, generation.headers, writer.resume_id)
         async with cancel_on_disconnect(request.receive, generation.cancel):
             async for index, event in events:
                 choices[index].add(event)
         answers = [{"index": index, **choice.answer()} for index, choice in enumerate(choices)]
-        return json_response(head | {"choices": answers, "usage": generation.usage()})
+        answer = head | {"choices": answers, "usage": generation.usage()}
+        return json_response(answer, generation.headers)
 
     return router
 

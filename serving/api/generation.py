@@ -55,6 +55,11 @@ class Generation:
             raise
         return cls(requests, streams, service.metrics, n)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the headers of the answer say: the seed, with which it can be had again."""
+        return {"x-flashlet-seed": str(self.requests[0].sampling.seed)}
+
     def cancel(self) -> None:
         """Stop whatever still runs; `events()` then ends. Calling it twice, or after the end, is harmless."""
         for stream in self._streams:

@@ -103,6 +103,7 @@ class HTTPServer:
         """
         self._service.stopping = True
         self._http.should_exit = True
+        self._service.answering.close()
         if self._batch_runner is not None:
             await self._batch_runner.stop()
         if self._service.model is not None:

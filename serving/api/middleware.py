@@ -84,6 +84,22 @@ def owner_of(request: Request) -> str:
     return str(getattr(request.state, "owner", ""))
 
 
+class OwnRequests:
+    """Marks the requests that this server makes itself: they neither join others nor are joined."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        await self._app({**scope, "state": {"is_own": True}}, receive, send)
+
+
+def is_own(request: Request) -> bool:
+    """Whether this server made the request itself."""
+    return bool(getattr(request.state, "is_own", False))
+
+
 class HeadRequests:
     """Answers HEAD, which health checks send, like GET; the server leaves the body out."""
 

@@ -15,16 +15,18 @@ DESCRIPTION = """\
 An OpenAI-compatible server for small quantized language models.
 
 * A field that is not listed is refused with 400 and named in `param`; `null` is the same as no field.
-* Every error has the body `ErrorBody`. Every answer has a header `x-request-id`: the client's or a new one.
+* Every error has the body `ErrorBody`; under /v1/messages `MessageErrorBody`. Every answer has a header `x-request-id`: the client's or a new one.
 * With `stream: true` an answer comes as server-sent events: `data:` lines of JSON, one per token, and
-  `data: [DONE]` at the end; comment lines (`:`) break long silences. What fails before the first token
+  `data: [DONE]` at the end (/v1/responses and /v1/messages: named events alone); comment lines (`:`) break long silences. What fails before the first token
   is an ordinary error, what fails later an event with `error`.
 """
 TAGS = {
     "chat": "Conversations.",
     "responses": "Conversations that the server keeps.",
+    "messages": "Conversations in Anthropic's dialect.",
     "completions": "Plain text, and scores of given text.",
     "embeddings": "Vectors of texts.",
+    "streams": "Streams that were cut.",
     "models": "What is served.",
     "tokenizer": "Text to token ids and back.",
     "files": "Input and output of batches.",
@@ -94,9 +96,11 @@ def _further_schemas() -> dict[str, Any]:
     from flashlet.serving.api.schema.chat import ChatChunk
     from flashlet.serving.api.schema.completions import Completion
     from flashlet.serving.api.schema.errors import ErrorBody
+    from flashlet.serving.api.schema.message_answer import MessageErrorBody, MessageEvent
     from flashlet.serving.api.schema.response_object import ResponseEvent
 
-    models = [(model, "serialization") for model in (ChatChunk, Completion, ErrorBody, ResponseEvent)]
+    further = ChatChunk, Completion, ErrorBody, ResponseEvent, MessageEvent, MessageErrorBody
+    models = [(model, "serialization") for model in further]
     _, document = models_json_schema(models, ref_template=SCHEMAS + "{model}")  # type: ignore[arg-type]
     found: dict[str, Any] = document["$defs"]
     return found

@@ -13,6 +13,7 @@ from flashlet.serving.errors import InvalidRequestError
 
 GREEDY_BELOW = 1e-5  # so low a temperature is greedy, and dividing by it could overflow
 _SEED_MASK = 2**64 - 1
+_CHOSEN_SEED_BITS = 53  # of seeds that clients did not choose: such a number survives any JSON parser
 
 
 def check_num_sequences(fields: SamplingFields, num_prompts: int, max_sequences: int) -> None:
@@ -46,7 +47,7 @@ def generation_requests(
         raise InvalidRequestError("prompt_logprobs: not available where stream is true", "prompt_logprobs")
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options: only allowed where stream is true", "stream_options")
-    seed = secrets.randbits(64) if fields.seed is None else fields.seed
+    seed = secrets.randbits(_CHOSEN_SEED_BITS) if fields.seed is None else fields.seed
     sampling = [
         _sampling_params(fields, logprobs, (seed + choice) & _SEED_MASK)
         for choice in range(fields.num_choices)

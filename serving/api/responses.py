@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -22,9 +23,9 @@ _ERRORS = {
 }
 
 
-def json_response(content: Any) -> Response:
+def json_response(content: Any, headers: Mapping[str, str] | None = None) -> Response:
     """A 200 with a JSON body."""
-    return Response(msgspec.json.encode(content), media_type="application/json")
+    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -45,6 +46,14 @@ def responses(
     if chunk is not None:
         documented[200]["content"] = {"text/event-stream": _events(chunk)}
     return documented
+
+
+def stream_responses(
+    chunk: type[AnswerModel], errors: tuple[int, ...] = (400, 401, 404)
+) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries of an endpoint whose answer is always a stream."""
+    content = {"text/event-stream": _events(chunk)}
+    return error_responses(*errors) | {200: {"content": content, "description": "The events"}}
 
 
 def _events(chunk: type[AnswerModel]) -> dict[str, Any]:

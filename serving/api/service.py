@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass, field
 
 from flashlet.serving.admin.metrics import Metrics
+from flashlet.serving.api.answering import Answering
 from flashlet.serving.api.config import ServerConfig
 from flashlet.serving.api.errors import ModelLoadingError, UnknownModelError
 from flashlet.serving.api.loaded_model import LoadedModel
 from flashlet.serving.batches.batch_store import BatchStore
-from flashlet.serving.errors import EngineDeadError, EngineStoppedError
+from flashlet.serving.errors import EngineDeadError, EngineStoppedError, RequestError
 from flashlet.serving.responses.response_store import ResponseStore
 
 __all__ = ["LoadedModel", "Service"]
@@ -25,10 +26,12 @@ class Service:
     stopping: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
     metrics: Metrics = field(default_factory=Metrics)
+    answering: Answering = field(init=False)
     batches: BatchStore | None = field(init=False)  # None: the server takes none
     responses: ResponseStore = field(init=False)
 
     def __post_init__(self) -> None:
+        self.answering = Answering(self.config, self.metrics, self._fingerprint)
         self.batches = BatchStore(self.config.batches) if self.config.batches else None
         self.responses = ResponseStore(self.config.responses)
 
@@ -47,6 +50,13 @@ class Service:
         if not self.model.engine_loop.engine.healthy:
             raise EngineDeadError("the engine has failed; restart the server")
         return self.model
+
+    def _fingerprint(self) -> str | None:
+        """Of the model, if a request would be served now."""
+        try:
+            return self.ready_model().fingerprint
+        except RequestError:
+            return None
 
     def model_for(self, name: str | None) -> LoadedModel:
         """The model to run a request on; `name` is what the client asked for.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -52,12 +53,33 @@ class EventStream(Response):
     media_type = "text/event-stream"
     ending = DONE
 
-    def __init__(self, events: AsyncIterator[bytes], cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        cancel: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+        resume_id: str | None = None,
+    ) -> None:
+        """`resume_id`: under which a client may ask for the rest of a stream that was cut."""
         super().__init__()
-        self._events = events
-        self._cancel = cancel
+        self.raw_headers = [*HEADERS, *_encoded(headers)]
+        self.events = events
+        self.cancel = cancel
+        self.resume_id = resume_id
         self._started = False
         self._last_write = 0.0
+
+    def reading(
+        self,
+        events: AsyncIterator[bytes],
+        cancel: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> EventStream:
+        """The same answer to another client, with further headers."""
+        other = copy.copy(self)
+        other.events, other.cancel = events, cancel
+        other.raw_headers = [*self.raw_headers, *_encoded(headers)]
+        return other
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write events until they end or the client leaves."""
@@ -65,7 +87,7 @@ class EventStream(Response):
         self._last_write = loop.time()
         watcher = loop.create_task(self._watch(receive, send))
         try:
-            async for event in self._events:
+            async for event in self.events:
                 self._last_write = loop.time()
                 if not self._started:
                     await self._start(send)
@@ -78,7 +100,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": self.failure(exc), "more_body": True})
         finally:
             watcher.cancel()
-            self._cancel()
+            self.cancel()
         if not self._started:
             await self._start(send)
         await send({"type": "http.response.body", "body": self.ending, "more_body": False})
@@ -89,7 +111,7 @@ class EventStream(Response):
 
     async def _start(self, send: Send) -> None:
         self._started = True
-        await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        await send({"type": "http.response.start", "status": 200, "headers": [*self.raw_headers]})
 
     async def _watch(self, receive: Receive, send: Send) -> None:
         """Cancel if the client leaves; break long silences."""
@@ -105,6 +127,10 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
                 else:
                     await asyncio.wait({gone}, timeout=silence_left)
-            self._cancel()
+            self.cancel()
         finally:
             gone.cancel()
+
+
+def _encoded(headers: Mapping[str, str] | None) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in (headers or {}).items()]

@@ -39,6 +39,9 @@ class StreamOptions(WireModel):
         None, description="End with a chunk that carries `usage` and no choice."
     )
     continuous_usage_stats: bool | None = Field(None, description="`usage` so far in every chunk.")
+    resumable: bool | None = Field(
+        None, description="Number the events, and keep them for `GET /v1/streams/{id}` after a cut."
+    )
     include_obfuscation: bool | None = Field(None, description="Accepted, without effect.")
 
 
