@@ -147,7 +147,7 @@ void Decoder::attention(Worker& worker, int index, float* x, int rows, int finis
     const bool first =
         split || group > kernels_.max_rows || finished < rows || (chained_ && rows == planned_rows_);
     if (first) {
-        team_.each(worker, rows, Team::kRowChunk, [&](int begin, int end) {
+        team_.each(worker, rows, team_.row_chunk(rows), [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
                 for (int head = 0; head < shape_.num_kv_heads; ++head) rotate_and_store(index, row, head);
             }

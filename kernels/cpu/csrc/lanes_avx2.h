@@ -47,6 +47,20 @@ inline I32x16 bit_and(I32x16 a, I32x16 b) {
 }
 inline I32x16 shift_left_23(I32x16 a) { return {_mm256_slli_epi32(a.lo, 23), _mm256_slli_epi32(a.hi, 23)}; }
 inline I32x16 shift_right_23(I32x16 a) { return {_mm256_srai_epi32(a.lo, 23), _mm256_srai_epi32(a.hi, 23)}; }
+inline I32x16 bit_xor(I32x16 a, I32x16 b) {
+    return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)};
+}
+inline I32x16 shift_out_9(I32x16 a) { return {_mm256_srli_epi32(a.lo, 9), _mm256_srli_epi32(a.hi, 9)}; }
+inline void multiply_wide(__m256i a, __m256i b, __m256i& high, __m256i& low) {
+    const __m256i even = _mm256_mul_epu32(a, b), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), b);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+inline void multiply_wide(I32x16 a, uint32_t b, I32x16& high, I32x16& low) {
+    const __m256i factor = _mm256_set1_epi32(static_cast<int>(b));
+    multiply_wide(a.lo, factor, high.lo, low.lo);
+    multiply_wide(a.hi, factor, high.hi, low.hi);
+}
 inline I32x16 bits(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 inline F32x16 from_bits(I32x16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 inline __m256 range_mask(__m256i lane, int begin, int end) {

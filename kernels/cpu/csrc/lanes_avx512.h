@@ -36,6 +36,15 @@ inline I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I32x16 bit_and(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I32x16 shift_left_23(I32x16 a) { return {_mm512_slli_epi32(a.v, 23)}; }
 inline I32x16 shift_right_23(I32x16 a) { return {_mm512_srai_epi32(a.v, 23)}; }
+inline I32x16 bit_xor(I32x16 a, I32x16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline I32x16 shift_out_9(I32x16 a) { return {_mm512_srli_epi32(a.v, 9)}; }
+inline void multiply_wide(I32x16 a, uint32_t b, I32x16& high, I32x16& low) {
+    const __m512i factor = _mm512_set1_epi32(static_cast<int>(b));
+    const __m512i even = _mm512_mul_epu32(a.v, factor);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), factor);
+    high = {_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)};
+    low = {_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32))};
+}
 inline I32x16 bits(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
 inline F32x16 from_bits(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
 inline F32x16 select_range(F32x16 a, F32x16 b, int begin, int end) {

@@ -96,6 +96,22 @@ inline I32x16 shift_right_23(I32x16 a) {
     I32x16 r;
     FLASHLET_EACH(vshrq_n_s32(a.v[i], 23));
 }
+inline I32x16 bit_xor(I32x16 a, I32x16 b) {
+    I32x16 r;
+    FLASHLET_EACH(veorq_s32(a.v[i], b.v[i]));
+}
+inline I32x16 shift_out_9(I32x16 a) {
+    I32x16 r;
+    FLASHLET_EACH(vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a.v[i]), 9)));
+}
+inline void multiply_wide(I32x16 a, uint32_t b, I32x16& high, I32x16& low) {
+    for (int i = 0; i < 4; ++i) {
+        const uint32x4_t x = vreinterpretq_u32_s32(a.v[i]);
+        const uint64x2_t first = vmull_n_u32(vget_low_u32(x), b), second = vmull_n_u32(vget_high_u32(x), b);
+        low.v[i] = vreinterpretq_s32_u32(vcombine_u32(vmovn_u64(first), vmovn_u64(second)));
+        high.v[i] = vreinterpretq_s32_u32(vcombine_u32(vshrn_n_u64(first, 32), vshrn_n_u64(second, 32)));
+    }
+}
 inline I32x16 bits(F32x16 a) {
     I32x16 r;
     FLASHLET_EACH(vreinterpretq_s32_f32(a.v[i]));

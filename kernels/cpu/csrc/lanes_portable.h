@@ -94,6 +94,22 @@ inline I32x16 shift_right_23(I32x16 a) {  // arithmetic
     I32x16 r;
     FLASHLET_EACH(a.v[i] >> 23);
 }
+inline I32x16 bit_xor(I32x16 a, I32x16 b) {
+    I32x16 r;
+    FLASHLET_EACH(a.v[i] ^ b.v[i]);
+}
+inline I32x16 shift_out_9(I32x16 a) {  // zeros come in
+    I32x16 r;
+    FLASHLET_EACH(static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> 9));
+}
+// The 64-bit product of unsigned numbers.
+inline void multiply_wide(I32x16 a, uint32_t b, I32x16& high, I32x16& low) {
+    for (int i = 0; i < 16; ++i) {
+        const uint64_t product = uint64_t{static_cast<uint32_t>(a.v[i])} * b;
+        high.v[i] = static_cast<int32_t>(product >> 32);
+        low.v[i] = static_cast<int32_t>(product);
+    }
+}
 inline I32x16 bits(F32x16 a) {
     I32x16 r;
     std::memcpy(r.v, a.v, sizeof r.v);

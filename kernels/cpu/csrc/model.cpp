@@ -103,7 +103,7 @@ void Model::run(Worker& worker) {
 }
 
 void Model::embed(Worker& worker) {
-    team_.each(worker, plan_->rows(), Team::kRowChunk, [&](int begin, int end) {
+    team_.each(worker, plan_->rows(), team_.row_chunk(plan_->rows()), [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
             kernels_.embed(weights_.embed, plan_->tokens[static_cast<size_t>(row)],
                            residual_.data() + static_cast<size_t>(row) * static_cast<size_t>(hidden_));

@@ -5,44 +5,40 @@
 
 namespace flashlet::FLASHLET_ISA {
 
-// Philox-4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
-struct Philox {
-    uint32_t word[4];
-};
+inline constexpr int kNoiseRun = 64;  // tokens whose noise is made together: sixteen counters of four words
 
-inline Philox philox(uint64_t seed, uint64_t position, uint32_t index) {
+// Noise of tokens 64 run .. 64 run + 63.
+// Philox-4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
+inline void gumbel_run(uint64_t seed, uint64_t position, uint32_t run, float* noise) {
+    static constexpr float kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-    uint32_t c0 = index, c1 = static_cast<uint32_t>(position), c2 = static_cast<uint32_t>(position >> 32),
-             c3 = 0;
+    I32x16 word[4] = {add(splat_int(static_cast<int32_t>(run * kLanes)), to_int(load(kCount))),
+                      splat_int(static_cast<int32_t>(position)),
+                      splat_int(static_cast<int32_t>(position >> 32)), splat_int(0)};
     for (int round = 0; round < 10; ++round) {
-        const uint64_t product0 = uint64_t{0xd2511f53u} * c0, product1 = uint64_t{0xcd9e8d57u} * c2;
-        c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key0;
-        c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key1;
-        c1 = static_cast<uint32_t>(product1);
-        c3 = static_cast<uint32_t>(product0);
+        I32x16 high0, low0, high1, low1;
+        multiply_wide(word[0], 0xd2511f53u, high0, low0);
+        multiply_wide(word[2], 0xcd9e8d57u, high1, low1);
+        word[0] = bit_xor(bit_xor(high1, word[1]), splat_int(static_cast<int32_t>(key0)));
+        word[2] = bit_xor(bit_xor(high0, word[3]), splat_int(static_cast<int32_t>(key1)));
+        word[1] = low1;
+        word[3] = low0;
         key0 += 0x9e3779b9u;
         key1 += 0xbb67ae85u;
     }
-    return {{c0, c1, c2, c3}};
-}
-
-// Noise of tokens 16 i .. 16 i + 15.
-inline F32x16 gumbel16(uint64_t seed, uint64_t position, uint32_t index) {
-    float uniform[kLanes];
-    for (uint32_t j = 0; j < 4; ++j) {
-        const Philox random = philox(seed, position, index * 4 + j);
-        for (int w = 0; w < 4; ++w) {
-            uniform[j * 4 + w] = (static_cast<float>(random.word[w] >> 9) + 0.5f) * 0x1p-23f;
-        }
-    }
     const F32x16 zero = splat(0.0f);
-    return sub(zero, log16(sub(zero, log16(load(uniform)))));
+    for (int w = 0; w < 4; ++w) {
+        const F32x16 uniform = mul(add(to_float(shift_out_9(word[w])), splat(0.5f)), splat(0x1p-23f));
+        float lanes[kLanes];
+        store(lanes, sub(zero, log16(sub(zero, log16(uniform)))));
+        for (int i = 0; i < kLanes; ++i) noise[4 * i + w] = lanes[i];
+    }
 }
 
 float gumbel(uint64_t seed, uint64_t position, uint32_t token) {
-    float noise[kLanes];
-    store(noise, gumbel16(seed, position, token / kLanes));
-    return noise[token % kLanes];
+    float noise[kNoiseRun];
+    gumbel_run(seed, position, token / kNoiseRun, noise);
+    return noise[token % kNoiseRun];
 }
 
 int argmax(const float* x, int n) {
@@ -60,12 +56,18 @@ inline constexpr float kMaxNoise = 16.7f;  // -log(-log(1 - 2^-24)) = 16.64
 int gumbel_argmax(const float* x, int n, float temperature, uint64_t seed, uint64_t position) {
     int best = argmax(x, n);
     float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(best));
+    int run = -1;
+    alignas(64) float noise[kNoiseRun];
     for (int i = 0; i < n; i += kLanes) {
         const F32x16 scaled = div(load(x + i), splat(temperature));
         if (!any_greater(add(scaled, splat(kMaxNoise)), splat(best_value)))
             continue;  // no noise can lift these
+        if (run != i / kNoiseRun) {
+            run = i / kNoiseRun;
+            gumbel_run(seed, position, static_cast<uint32_t>(run), noise);
+        }
         float noisy[kLanes];
-        store(noisy, add(scaled, gumbel16(seed, position, static_cast<uint32_t>(i / kLanes))));
+        store(noisy, add(scaled, load(noise + i % kNoiseRun)));
         for (int j = 0; j < kLanes; ++j) {
             if (noisy[j] > best_value || (noisy[j] == best_value && i + j < best)) {
                 best_value = noisy[j];

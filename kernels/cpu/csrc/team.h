@@ -1,6 +1,7 @@
 // The threads of a model, what each of them works in, and the stages that they go through together.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdint>
@@ -92,7 +93,7 @@ class Team {
         if (alone) {
             quantize(0, rows);
         } else {
-            each(worker, rows, kRowChunk, quantize);
+            each(worker, rows, row_chunk(rows), quantize);
             finish(worker, Stage::kNorm);
         }
         return {values, scales, stride};
@@ -107,8 +108,10 @@ class Team {
 
     Profile take_profile();
 
-    static constexpr int kPrivateRows = 2;
-    static constexpr int kRowChunk = 4;  // rows per claim where a stage works row by row
+    // Rows per claim where a stage works row by row: each thread has some.
+    int row_chunk(int rows) const { return std::clamp(rows / size(), 1, 4); }
+
+    static constexpr int kPrivateRows = 6;
 
   private:
     int chunk_of(const PackedMatrix& w) const;
