@@ -25,8 +25,10 @@ class Conversation:
     answers: Sequence[Answer]
 
     @classmethod
-    async def submit(cls, service: Service, model: LoadedModel, body: ChatRequest) -> Conversation:
-        """Queue what `body` asks for.
+    async def submit(
+        cls, service: Service, model: LoadedModel, body: ChatRequest, *, cut_at_context: bool = False
+    ) -> Conversation:
+        """Queue what `body` asks for. `cut_at_context`: token limits beyond the context are no error.
 
         Raises:
             RequestError: it cannot be served; an InvalidRequestError names the field of `body`.
@@ -34,7 +36,7 @@ class Conversation:
         """
         calling = Calling.of(body, model)
         try:
-            requests = await _requests(model, body, calling)
+            requests = await _requests(model, body, calling, cut_at_context)
             generation = await Generation.submit(service, model, requests, body.num_choices)
         except ContextLengthError as exc:
             exc.param = "messages" if exc.param == "prompt" else exc.param
@@ -49,11 +51,13 @@ async def conversation_prompt(model: LoadedModel, body: ChatRequest) -> tuple[in
 
 
 async def _requests(
-    model: LoadedModel, body: ChatRequest, calling: Calling | None
+    model: LoadedModel, body: ChatRequest, calling: Calling | None, cut_at_context: bool
 ) -> list[GenerationRequest]:
     check_num_sequences(body, 1, model.max_sequences)
     limits = [limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None]
     prompt = await chat_prompt(model, body, () if calling is None else calling.shown)
+    if cut_at_context:
+        limits.append(max(1, model.max_model_len - len(prompt)))
     requests = generation_requests(
         body,
         [prompt],

@@ -15,10 +15,12 @@ DESCRIPTION = """\
 An OpenAI-compatible server for small quantized language models.
 
 * A field that is not listed is refused with 400 and named in `param`; `null` is the same as no field.
-* Every error has the body `ErrorBody`; under /v1/messages `MessageErrorBody`. Every answer has a header `x-request-id`: the client's or a new one.
+* Every error has the body `ErrorBody` (under /v1/messages `MessageErrorBody`). Every answer has a header
+  `x-request-id`: the client's or a new one.
 * With `stream: true` an answer comes as server-sent events: `data:` lines of JSON, one per token, and
-  `data: [DONE]` at the end (/v1/responses and /v1/messages: named events alone); comment lines (`:`) break long silences. What fails before the first token
-  is an ordinary error, what fails later an event with `error`.
+  `data: [DONE]` at the end; comment lines (`:`) break long silences. What fails before the first token
+  is an ordinary error, what fails later an event with `error`. /v1/responses and /v1/messages name their
+  events and send no `[DONE]`.
 """
 TAGS = {
     "chat": "Conversations.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from flashlet.serving.api.schema.chat import Message as ChatMessage
+from flashlet.serving.api.dialects.transcript import Transcript
 from flashlet.serving.api.schema.response_items import (
     Content,
     FunctionCall,
@@ -16,8 +16,6 @@ from flashlet.serving.api.schema.response_items import (
     InputItem,
     Message,
 )
-from flashlet.serving.api.schema.tools import FunctionCall as CalledFunction
-from flashlet.serving.api.schema.tools import ToolCall
 
 Item = dict[str, Any]
 
@@ -82,42 +80,17 @@ def _text(content: Content) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-class Transcript:
-    """Items as messages of a chat: the assistant's text and its calls next to it become one message."""
-
-    def __init__(self, instructions: str | None) -> None:
-        self.messages: list[ChatMessage] = []
-        self.names: dict[str, str] = {"messages": "input"}  # of the messages' fields, in the request
-        if instructions is not None:
-            self.names["messages[0]"] = "instructions"
-            self.messages.append(ChatMessage(role="system", content=instructions))
-
-    def add(self, items: Sequence[Message | FunctionCall | FunctionCallOutput], place: str | None) -> None:
-        """Add items that the request gives at `place`, such as "input"; None: it does not give them."""
-        for index, item in enumerate(items):
-            self._add(item, None if place is None else f"{place}[{index}]")
-
-    def _add(self, item: Message | FunctionCall | FunctionCallOutput, place: str | None) -> None:
+def add_items(
+    transcript: Transcript,
+    items: Sequence[Message | FunctionCall | FunctionCallOutput],
+    place: str | None,
+) -> None:
+    """Add items that the request gives at `place`, such as "input"; None: it does not give them."""
+    for index, item in enumerate(items):
+        item_place = None if place is None else f"{place}[{index}]"
         if isinstance(item, FunctionCall):
-            self._add_call(item, place)
-            return
-        if isinstance(item, FunctionCallOutput):
-            message = ChatMessage(role="tool", content=_text(item.output), tool_call_id=item.call_id)
+            transcript.add_call(item.call_id, item.name, item.arguments, item_place, "arguments")
+        elif isinstance(item, FunctionCallOutput):
+            transcript.add_result(item.call_id, _text(item.output), item_place)
         else:
-            message = ChatMessage(role=item.role, content=_text(item.content))
-        if place is not None:
-            self.names[f"messages[{len(self.messages)}]"] = place
-        self.messages.append(message)
-
-    def _add_call(self, item: FunctionCall, place: str | None) -> None:
-        call = ToolCall(
-            id=item.call_id,
-            type="function",
-            function=CalledFunction(name=item.name, arguments=item.arguments),
-        )
-        if not self.messages or self.messages[-1].role != "assistant":
-            self.messages.append(ChatMessage(role="assistant", tool_calls=[]))
-        last = self.messages[-1]
-        calls = last.tool_calls = [*(last.tool_calls or ()), call]
-        if place is not None:
-            self.names[f"messages[{len(self.messages) - 1}].tool_calls[{len(calls) - 1}].function"] = place
+            transcript.add_text(item.role, _text(item.content), item_place)

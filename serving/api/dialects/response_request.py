@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flashlet.serving.api.dialects.response_items import Item, Transcript, new_id, parse_items
+from flashlet.serving.api.dialects.response_items import Item, add_items, new_id, parse_items
+from flashlet.serving.api.dialects.transcript import Transcript
 from flashlet.serving.api.schema.chat import ChatRequest
 from flashlet.serving.api.schema.responses import FunctionChoice, ResponseRequest, SchemaFormat
 from flashlet.serving.api.schema.structured import JsonSchemaFormat
@@ -31,14 +32,17 @@ def chat_request(
     body: ResponseRequest, history: Sequence[Item], new: Sequence[Item]
 ) -> tuple[ChatRequest, Mapping[str, str]]:
     """The conversation `history` and then `new`, and what its fields are called in `body`."""
-    transcript = Transcript(body.instructions)
-    transcript.add(parse_items(history), None)
-    transcript.add(parse_items(new), "input")
-    names = transcript.names | {
+    names = {
+        "messages": "input",
         "max_tokens": "max_output_tokens",
         "response_format": "text.format",
         "tool_choice.function": "tool_choice",
     }
+    transcript = Transcript(names)
+    if body.instructions is not None:
+        transcript.add_text("system", body.instructions, "instructions")
+    add_items(transcript, parse_items(history), None)
+    add_items(transcript, parse_items(new), "input")
     tools = []
     for index, tool in enumerate(body.tools or ()):
         names[f"tools[{index}].function"] = f"tools[{index}]"

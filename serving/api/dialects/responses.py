@@ -9,12 +9,13 @@ from fastapi import APIRouter, Request, Response
 
 from flashlet.serving.api.body import json_route
 from flashlet.serving.api.conversation import Conversation
+from flashlet.serving.api.dialects.documentation import documented
 from flashlet.serving.api.dialects.renaming import fields_renamed
 from flashlet.serving.api.dialects.response_items import Item, normal_items
 from flashlet.serving.api.dialects.response_request import chat_request, check_request, new_response
 from flashlet.serving.api.dialects.response_run import BackgroundRun, ResponseRun
 from flashlet.serving.api.middleware import owner_of
-from flashlet.serving.api.responses import json_response, responses
+from flashlet.serving.api.responses import json_response
 from flashlet.serving.api.schema.response_object import ResponseEvent, ResponseObject
 from flashlet.serving.api.schema.responses import ResponseRequest
 from flashlet.serving.api.service import Service
@@ -44,7 +45,7 @@ def responses_router(service: Service) -> APIRouter:
     """The endpoint that makes responses."""
     router = APIRouter(route_class=json_route(service.config.max_body_bytes), tags=["responses"])
 
-    @router.post("/v1/responses", responses=responses(ResponseObject, ResponseEvent))
+    @router.post("/v1/responses", responses=documented(ResponseObject, ResponseEvent))
     async def create_response(body: ResponseRequest, request: Request) -> Response:
         """Continue a conversation, and keep it."""
         model = service.model_for(body.model)

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from flashlet.serving.api.dialects.documentation import documented
 from flashlet.serving.api.dialects.responses import ResponseStream
 from flashlet.serving.api.files import list_object
 from flashlet.serving.api.middleware import owner_of
-from flashlet.serving.api.responses import json_response, responses
+from flashlet.serving.api.responses import json_response
 from flashlet.serving.api.schema.response_object import (
     DeletedResponse,
     ResponseEvent,
@@ -29,7 +30,7 @@ def stored_responses_router(store: ResponseStore) -> APIRouter:
     """The endpoints for responses that are kept."""
     router = APIRouter(tags=["responses"])
 
-    @router.get("/v1/responses/{response_id}", responses=responses(ResponseObject, ResponseEvent, ERRORS))
+    @router.get("/v1/responses/{response_id}", responses=documented(ResponseObject, ResponseEvent, ERRORS))
     async def retrieve_response(
         response_id: str,
         request: Request,
@@ -54,7 +55,7 @@ def stored_responses_router(store: ResponseStore) -> APIRouter:
         return _Replay(stored.events, after)
 
     @router.get(
-        "/v1/responses/{response_id}/input_items", responses=responses(ResponseItemList, errors=ERRORS)
+        "/v1/responses/{response_id}/input_items", responses=documented(ResponseItemList, errors=ERRORS)
     )
     async def list_input_items(
         response_id: str,
@@ -67,7 +68,7 @@ def stored_responses_router(store: ResponseStore) -> APIRouter:
         items = (await store.get(response_id, owner_of(request))).items
         return json_response(list_object(*_page(items, limit, order, after)))
 
-    @router.delete("/v1/responses/{response_id}", responses=responses(DeletedResponse, errors=ERRORS))
+    @router.delete("/v1/responses/{response_id}", responses=documented(DeletedResponse, errors=ERRORS))
     async def delete_response(response_id: str, request: Request) -> Response:
         """Delete a response; what continues it stays."""
         owner = owner_of(request)
@@ -77,7 +78,7 @@ def stored_responses_router(store: ResponseStore) -> APIRouter:
         await store.call(lambda table: table.delete(response_id, owner))
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
-    @router.post("/v1/responses/{response_id}/cancel", responses=responses(ResponseObject, errors=ERRORS))
+    @router.post("/v1/responses/{response_id}/cancel", responses=documented(ResponseObject, errors=ERRORS))
     async def cancel_response(response_id: str, request: Request) -> Response:
         """End a background response before its next token; one that has ended stays as it is."""
         owner = owner_of(request)
