@@ -8,7 +8,9 @@ FlashletError (flashlet.model.errors)
     ├── NotFoundError         no stored object with this id, or not for this key
     ├── DataFolderError       the server cannot use its data folder
     ├── QueueFullError        the bounded queue is full: try again later
+    ├── DeadlineError         a time limit of the request is out of reach, or has passed
     ├── EngineStoppedError    shutting down: no new requests
+    ├── CanaryError           the canary prompt gave other numbers than before: answers could be wrong
     └── EngineFailedError     the executor failed; the request ended through no fault of its own
         └── EngineDeadError       so often that no request will be served any more
 """
@@ -59,6 +61,20 @@ class QueueFullError(RequestError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class DeadlineError(RequestError):
+    """A time limit of the request cannot be kept, or has passed with nothing to show."""
+
+    def __init__(self, message: str, param: str, code: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+
+class CanaryError(RequestError):
+    """The model gave other numbers than it once did; the message says where they are recorded."""
 
 
 class EngineStoppedError(RequestError):

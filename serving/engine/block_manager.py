@@ -6,6 +6,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import takewhile
 
 from flashlet.serving.engine.block_branches import Beginning, BlockBranches
 from flashlet.serving.engine.sequence import Sequence
@@ -66,6 +67,18 @@ class BlockManager:
                 break
             found.append(block)
         return found
+
+    def num_known(self, sequence: Sequence) -> int:
+        """Leading tokens of `sequence` that need not be computed: those in cached blocks, or in awaited ones.
+
+        On any thread, for a sequence that is not queued yet.
+        """
+        if not self.enable_prefix_cache:
+            return 0
+        self._extend_hashes(sequence)
+        hashes = sequence.block_hashes[: (len(sequence.tokens) - 1) // self.block_size]
+        known = takewhile(lambda key: key in self._block_of or key in self._computing, hashes)
+        return sum(1 for _ in known) * self.block_size
 
     def find_beginning(self, sequence: Sequence, prefix: list[int]) -> Beginning | None:
         """The cached block that begins as `sequence` goes on behind `prefix`, without its last token."""

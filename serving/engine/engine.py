@@ -5,21 +5,26 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from dataclasses import asdict
+from collections import abc
+from dataclasses import asdict, replace
 from typing import Protocol
 
 from flashlet.model.executor import Executor
 from flashlet.serving.engine.block_manager import BlockManager
 from flashlet.serving.engine.calibration import Calibration
 from flashlet.serving.engine.config import EngineConfig
+from flashlet.serving.engine.deadlines import Deadlines, check_reachable
 from flashlet.serving.engine.drafting import Drafter
+from flashlet.serving.engine.estimator import Estimate, Estimator
 from flashlet.serving.engine.plan import Plan
 from flashlet.serving.engine.pooling import MeanPooling
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+from flashlet.serving.engine.retry_times import RetryTimes
 from flashlet.serving.engine.scheduler import Scheduler
 from flashlet.serving.engine.sequence import Sequence
 from flashlet.serving.engine.stats import EngineStats
 from flashlet.serving.engine.step_costs import StepCosts
+from flashlet.serving.engine.step_times import StepLoad
 from flashlet.serving.engine.stop_checker import StopChecker, StreamDecoder
 from flashlet.serving.errors import (
     ContextLengthError,
@@ -33,8 +38,7 @@ from flashlet.serving.errors import (
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # failed steps in a row after which the executor is given up
-RETRY_AFTER_RANGE = (1.0, 60.0)  # seconds
-RATE_DECAY = 0.999  # per step: the measured rate looks back about a thousand steps
+SEED_ROWS = (1, 2, 4, 8, 16, 32)  # whose measured times the estimates begin with
 
 SequenceEvent = tuple[Sequence, TokenEvent | RequestError]
 
@@ -59,6 +63,9 @@ class Engine:
             self._drafter = Drafter(costs, executor.max_draft_tokens if config.draft == "auto" else 0)
             self._calibration = Calibration(executor, blocks, costs, config.max_step_tokens)
         self.scheduler = Scheduler(config, blocks, self._drafter)
+        self._estimator = Estimator(self.scheduler)
+        self._retry_times = RetryTimes(self._next_ends)
+        self._deadlines = Deadlines()
         self.healthy = True
         self._executor = executor
         self._tokenizer = tokenizer
@@ -68,8 +75,6 @@ class Engine:
         )
         self._indices = itertools.count()
         self._failures = 0  # in a row
-        self._busy_seconds = 0.0  # decayed, like the next
-        self._num_finished = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -92,15 +97,34 @@ class Engine:
         self.add(sequence)
         return sequence
 
-    def create(self, request: GenerationRequest, num_pending: int = 0) -> Sequence:
-        """Check `request` and make its sequence, given that `num_pending` others are about to be added.
+    def create(self, request: GenerationRequest, pending: abc.Sequence[Sequence] = ()) -> Sequence:
+        """Check `request` and make its sequence, given that the `pending` ones are about to be added.
 
-        Raises InvalidRequestError, ContextLengthError, QueueFullError or EngineDeadError.
+        Raises InvalidRequestError, ContextLengthError, QueueFullError, DeadlineError or EngineDeadError.
         """
         if not self.healthy:
             raise EngineDeadError("the engine has failed and runs no more requests")
         max_tokens = self._check(request)
-        self._check_queue(num_pending)
+        self._check_queue(pending)
+        sequence = self._sequence(request, max_tokens)
+        sequence.estimate = self._estimator.estimate(sequence, pending)
+        check_reachable(request, sequence.estimate)
+        return sequence
+
+    def estimate(
+        self, requests: abc.Sequence[GenerationRequest], pending: abc.Sequence[Sequence] = ()
+    ) -> list[Estimate]:
+        """What to expect of `requests` if they were queued now, in this order. Raises as `create`, but for
+        a full queue and time limits.
+        """
+        before = [*pending]
+        for request in requests:
+            sequence = self._sequence(replace(request, grammar=None), self._check(request))
+            sequence.estimate = self._estimator.estimate(sequence, before)
+            before.append(sequence)
+        return [item.estimate for item in before[len(pending) :] if item.estimate is not None]
+
+    def _sequence(self, request: GenerationRequest, max_tokens: int) -> Sequence:
         eos_token_ids = self._executor.config.eos_token_ids
         # A grammar says where spaces are, the first one included.
         is_bound = request.grammar is not None and not request.free_start
@@ -117,29 +141,22 @@ class Engine:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence made by `create`."""
+        self._estimator.arrived(sequence)
+        self._deadlines.add(sequence)
         self.scheduler.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """End `sequence` without a further event and free its blocks. Harmless if it has ended."""
+        if not sequence.is_finished:
+            self._estimator.ended(sequence, by_itself=False)
         self.scheduler.remove(sequence)
 
     def step(self) -> list[SequenceEvent]:
         """Advance by one step. If it fails, every running sequence ends with EngineFailedError."""
-        if self._calibration is not None and not self._calibration.done:
-            self._calibration.advance()
-        if not self.has_work:
-            return []
-        started = time.perf_counter()
-        plan = Plan()
-        try:
-            plan = self.scheduler.schedule()
-            outputs = self._executor.execute(plan.step())
-            events = self.scheduler.update(plan, outputs)
-        except Exception as error:
-            return self._fail(error, plan)
-        self._failures = 0
-        self._measure(time.perf_counter() - started, plan, events)
-        return [*events]
+        if self.is_calibrating:
+            self._calibrate()
+        events = self._end_late()
+        return events + self._run_step() if self.has_work else events
 
     def stats(self) -> EngineStats:
         """A snapshot; from another thread it may mix two steps."""
@@ -156,18 +173,42 @@ class Engine:
         """AssertionError if blocks leaked or the books disagree."""
         self.scheduler.check_integrity()
 
-    def _measure(
-        self, seconds: float, plan: Plan, events: list[tuple[Sequence, TokenEvent | RequestError]]
-    ) -> None:
-        """Learn from a step that took so long."""
-        finished = (
-            not isinstance(event, TokenEvent) or event.finish_reason is not None for _, event in events
-        )
-        num_finished = sum(finished)
+    def _run_step(self) -> list[SequenceEvent]:
+        """Plan a step, run it, write its results back, and learn from how long that took."""
+        started = time.perf_counter()
+        self._estimator.step_begins()
+        plan = Plan()
+        try:
+            plan = self.scheduler.schedule()
+            step = plan.step()
+            load = StepLoad.of(plan)
+            events = self.scheduler.update(plan, self._executor.execute(step))
+        except Exception as error:
+            return self._fail(error, plan)
+        self._failures = 0
+        self._estimator.step_ended(plan, load, len(events))
+        for sequence, event in events:
+            if sequence.is_finished:
+                by_itself = isinstance(event, TokenEvent) and event.finish_reason == "stop"
+                self._estimator.ended(sequence, by_itself=by_itself)
         if self._drafter is not None:
-            self._drafter.step_done(plan.parts, len(events), 1e3 * seconds)
-        self._busy_seconds = self._busy_seconds * RATE_DECAY + seconds
-        self._num_finished = self._num_finished * RATE_DECAY + num_finished
+            self._drafter.step_done(plan.parts, len(events), 1e3 * (time.perf_counter() - started))
+        return [*events]
+
+    def _end_late(self) -> list[SequenceEvent]:
+        """End the sequences whose time is over."""
+        late = self._deadlines.late()
+        for sequence, _ in late:
+            self.cancel(sequence)
+        return [*late]
+
+    def _calibrate(self) -> None:
+        """Measure one thing."""
+        assert self._calibration is not None and self._drafter is not None
+        self._calibration.advance()
+        costs = self._drafter.costs
+        if self._calibration.done and costs.known:
+            self.scheduler.times.seed([(rows, costs.ms(rows)) for rows in SEED_ROWS])
 
     def _fail(self, error: Exception, plan: Plan) -> list[SequenceEvent]:
         """End what runs, and after repeated failures also what waits."""
@@ -218,19 +259,22 @@ class Engine:
             )
         return self._limit - num_prompt if wanted is None else wanted
 
-    def _check_queue(self, num_pending: int) -> None:
+    def _check_queue(self, pending: abc.Sequence[Sequence]) -> None:
         """Refuse if more sequences are here than may run and wait."""
         limit = self.config.max_sequences + self.config.max_waiting
-        present = len(self.scheduler.running) + len(self.scheduler.waiting) + num_pending
+        present = len(self.scheduler.running) + len(self.scheduler.waiting) + len(pending)
         if present >= limit:
-            low, high = RETRY_AFTER_RANGE
-            rate = self._num_finished / self._busy_seconds if self._num_finished else self.config.max_waiting
-            retry_after = min(max(self.config.max_waiting / rate, low), high)
+            retry_after = self._retry_times.next()
             raise QueueFullError(
                 f"{present} sequences run or wait, the limit is {limit}; "
-                f"the queue should be worked off in {retry_after:.0f} s",
+                f"there should be a place in {retry_after:.1f} s",
                 retry_after,
             )
+
+    def _next_ends(self) -> list[float]:
+        """Seconds until each sequence that is here ends, as far as that is known."""
+        limit = self.config.max_sequences + self.config.max_waiting
+        return [ms / 1e3 for ms in self._estimator.ends(limit)]
 
 
 def _check_token_ids(name: str, token_ids: tuple[int, ...] | list[int], vocab_size: int) -> None:

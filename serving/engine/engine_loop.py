@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import abc
 from collections.abc import Callable
 from functools import partial
 
 from flashlet.serving.engine.engine import Engine, SequenceEvent
+from flashlet.serving.engine.estimator import Estimate
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.engine.request_stream import RequestStream, StreamItem
 from flashlet.serving.engine.sequence import Sequence
@@ -54,10 +56,16 @@ class EngineLoop:
         with self._wakeup:
             if not self._accepting:
                 raise EngineStoppedError("the server is shutting down and takes no new requests")
-            sequence = self.engine.create(request, num_pending=len(self._submitted))
+            sequence = self.engine.create(request, [*self._submitted])
             self._submitted[sequence] = (asyncio.get_running_loop(), queue)
             self._wakeup.notify()
         return RequestStream(sequence, queue, self._cancel)
+
+    def estimate(self, requests: abc.Sequence[GenerationRequest]) -> list[Estimate]:
+        """What to expect of `requests` if they were submitted now. Raises RequestError as `submit`."""
+        with self._wakeup:
+            pending = [*self._submitted]
+        return self.engine.estimate(requests, pending)
 
     async def drain(self, timeout: float) -> bool:
         """Stop accepting and wait at most `timeout` seconds; whether everything has ended by then."""

@@ -36,6 +36,8 @@ class GenerationRequest:
     stops_before: str | int | None = None  # text or special token after which no `stop` or stop id counts
     embed: bool = False  # bring the mean of the prompt's final hidden states
     priority: int = 0  # lower ones start earlier and are preempted later; the tokens do not depend on it
+    max_ttft_ms: float | None = None  # milliseconds from arrival to the first token, or an error
+    deadline_ms: float | None = None  # the same to the end; then the answer is cut
     cache_salt: str = ""  # the prefix cache is shared among equal salts only
     draft: Drafting = "auto"  # who proposes tokens; auto: the engine's choice. The tokens do not depend on it
 

@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 
+from flashlet.serving.engine.estimator import Estimate
 from flashlet.serving.engine.request import TokenEvent
 from flashlet.serving.engine.sequence import Sequence, SequenceTimes
 from flashlet.serving.errors import RequestError
@@ -34,6 +35,11 @@ class RequestStream:
     def metrics(self) -> SequenceTimes:
         """When the request arrived, was scheduled, and got its first and its latest token."""
         return self._sequence.times
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What was expected of the request when it arrived."""
+        return self._sequence.estimate
 
     def cancel(self) -> None:
         """End the request; its blocks are free before the next step. Call it on the event loop's thread."""

@@ -14,6 +14,7 @@ from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.engine.stop_checker import StopChecker
 
 if TYPE_CHECKING:
+    from flashlet.serving.engine.estimator import Estimate
     from flashlet.serving.engine.sequence_draft import SequenceDraft
 
 
@@ -39,9 +40,9 @@ class Sequence:
     """State of one sequence; each field has one writer."""
 
     __slots__ = (
-        "block_hashes", "block_table", "constraint", "draft", "index", "max_tokens", "num_accepted",
-        "num_cached_tokens", "num_computed", "num_registered_blocks", "num_rejected", "pooling",
-        "prompt_scores", "request", "status", "stop_checker", "stop_token_ids", "times", "tokens",
+        "block_hashes", "block_table", "constraint", "draft", "estimate", "index", "max_tokens",
+        "num_accepted", "num_cached_tokens", "num_computed", "num_registered_blocks", "num_rejected",
+        "pooling", "prompt_scores", "request", "status", "stop_checker", "stop_token_ids", "times", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +61,8 @@ class Sequence:
         self.stop_checker = checker
         self.stop_token_ids = checker.stop_token_ids
         self.constraint = constraint  # follows the output; None: any token may come
+        # written by the engine before it is queued
+        self.estimate: Estimate | None = None
         # written by the scheduler
         self.tokens: list[int] = list(request.prompt)  # prompt, then output
         self.status = SequenceStatus.WAITING

@@ -74,6 +74,11 @@ class StopChecker:
             return text, reason
         return self._match(text, reason, num_output_tokens >= self._min_tokens)
 
+    def flush(self) -> str:
+        """What is still held back, for a sequence that ends here whatever might have followed."""
+        held, self._held = self._held, ""
+        return held + self._decoder.finish()
+
     def _match(
         self, new: str, reason: FinishReason | None, may_stop: bool
     ) -> tuple[str, FinishReason | None]:
