@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PREFIX = "flashlet:"
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
+ERROR_RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0)
 GAUGES = {
     "num_requests_running": ("running", "Sequences in the running batch."),
     "num_requests_waiting": ("waiting", "Sequences in the queue."),
@@ -89,6 +90,8 @@ class Metrics:
         self.queue_time = Histogram(
             "request_queue_time_seconds", "From arrival to the first step.", REQUEST_SECONDS
         )
+        self.ttft_error = Histogram("ttft", "", ERROR_RATIOS)
+        self.total_error = Histogram("total", "", ERROR_RATIOS)
         self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
         self.batch_lines: Counter[str] = Counter({"completed": 0, "failed": 0})
         self.batch_lines_running = 0
@@ -104,8 +107,21 @@ class Metrics:
         self.request_latency.observe(time.perf_counter() - times.arrival)
         if times.first_scheduled is not None:
             self.queue_time.observe(times.first_scheduled - times.arrival)
+        self._compare(stream, reason)
         if times.first_token is not None:
             self.time_to_first_token.observe(times.first_token - times.arrival)
+
+    def _compare(self, stream: RequestStream, reason: str) -> None:
+        """Count how far the sequence was from what had been expected of it."""
+        times, estimate = stream.metrics, stream.estimate
+        if estimate is None or estimate.ttft_ms is None or estimate.total_ms is None:
+            return
+        if times.first_token is not None:
+            actual = 1e3 * (times.first_token - times.arrival)
+            self.ttft_error.observe(abs(estimate.ttft_ms - actual) / actual)
+        if times.last_token is not None and reason in {"stop", "length"}:
+            actual = 1e3 * (times.last_token - times.arrival)
+            self.total_error.observe(abs(estimate.total_ms - actual) / actual)
 
     def families(self, stats: EngineStats | None) -> Iterator[Metric]:
         """All metrics; those of the engine only once there is one."""
@@ -117,6 +133,14 @@ class Metrics:
             yield HistogramMetricFamily(
                 PREFIX + histogram.name, histogram.documentation, histogram.cumulative(), histogram.sum
             )
+        errors = HistogramMetricFamily(
+            PREFIX + "estimate_error_ratio",
+            "Distance of expected from actual times, relative to the latter: to the first token, in total.",
+            labels=["of"],
+        )
+        for histogram in (self.ttft_error, self.total_error):
+            errors.add_metric([histogram.name], histogram.cumulative(), histogram.sum)
+        yield errors
         finished = CounterMetricFamily(
             PREFIX + "request_success", "Sequences that ended, by reason.", labels=["finished_reason"]
         )

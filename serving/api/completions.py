@@ -18,7 +18,7 @@ from flashlet.serving.api.schema.completions import Completion, CompletionReques
 from flashlet.serving.api.service import LoadedModel, Service
 from flashlet.serving.api.sse import EventStream, cancel_on_disconnect
 from flashlet.serving.api.structured import format_grammar
-from flashlet.serving.engine.request import TokenEvent
+from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.errors import InvalidRequestError
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's
@@ -34,7 +34,8 @@ def completions_router(service: Service) -> APIRouter:
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue one or more prompts."""
         model = service.model_for(body.model)
-        generation = await _submit(service, model, body)
+        requests = await completion_requests(model, body)
+        generation = await Generation.submit(service, model, requests, body.num_choices)
         head = answer_head("text_completion", "cmpl-", body, service, model)
         choices = _choices(model, body, generation)
         events = generation.events()
@@ -54,7 +55,8 @@ def completions_router(service: Service) -> APIRouter:
     return router
 
 
-async def _submit(service: Service, model: LoadedModel, body: CompletionRequest) -> Generation:
+async def completion_requests(model: LoadedModel, body: CompletionRequest) -> list[GenerationRequest]:
+    """What the endpoint queues. Raises InvalidRequestError and QueueFullError."""
     if body.best_of not in {None, body.num_choices}:
         raise InvalidRequestError(f"best_of: expected n ({body.num_choices}), got {body.best_of}", "best_of")
     check_num_sequences(body, len(body.prompts), model.max_sequences)
@@ -75,7 +77,7 @@ async def _submit(service: Service, model: LoadedModel, body: CompletionRequest)
             replace(item, max_tokens=max(1, min(DEFAULT_MAX_TOKENS, left)))
             for item, left in zip(requests, room, strict=True)
         ]
-    return await Generation.submit(service, model, requests, body.num_choices)
+    return requests
 
 
 def _choices(model: LoadedModel, body: CompletionRequest, generation: Generation) -> list[CompletionChoice]:

@@ -50,6 +50,13 @@ async def conversation_prompt(model: LoadedModel, body: ChatRequest) -> tuple[in
     return await chat_prompt(model, body, () if calling is None else calling.shown)
 
 
+async def conversation_requests(
+    model: LoadedModel, body: ChatRequest, *, cut_at_context: bool = False
+) -> list[GenerationRequest]:
+    """What `Conversation.submit` would queue. Raises what it raises before it does."""
+    return await _requests(model, body, Calling.of(body, model), cut_at_context)
+
+
 async def _requests(
     model: LoadedModel, body: ChatRequest, calling: Calling | None, cut_at_context: bool
 ) -> list[GenerationRequest]:

@@ -67,6 +67,8 @@ def generation_requests(
             include_stop=bool(fields.include_stop_str_in_output),
             prompt_logprobs=max(scored, default=None) if choice == 0 else None,
             priority=fields.priority or 0,
+            max_ttft_ms=fields.max_ttft_ms,
+            deadline_ms=fields.deadline_ms,
             cache_salt=fields.cache_salt or "",
             draft=fields.draft or "auto",
         )

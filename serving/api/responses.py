@@ -19,7 +19,7 @@ _ERRORS = {
     413: "The body is too large",
     429: "The queue is full; `retry-after-ms` says when to try again",
     500: "The engine failed; `x-should-retry` says whether another try can succeed",
-    503: "The model is loading, or the server is shutting down",
+    503: "The model is loading, the server is shutting down, or a time limit cannot be kept",
 }
 
 

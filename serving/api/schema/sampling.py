@@ -20,6 +20,7 @@ MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 
+Milliseconds = Annotated[float, Field(gt=0, le=86_400_000)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)]
 Stop = Annotated[
@@ -87,6 +88,12 @@ class SamplingFields(StructuredFields):
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = Field(
         None,
         description="Lower numbers run first; default 0. The answer does not depend on it.",
+    )
+    max_ttft_ms: Milliseconds | None = Field(
+        None, description="Answer with 503 if the first token does not come, or cannot be expected, by then."
+    )
+    deadline_ms: Milliseconds | None = Field(
+        None, description="End the answer then, with finish_reason `length`; 503 if it should take longer."
     )
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
         None, description="Share cached prefixes only with requests of the same salt."
