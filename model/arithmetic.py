@@ -133,3 +133,10 @@ def _contiguous(blocks: Tensor, scales: Tensor | None) -> Tensor:
     """[blocks, kv_heads, 32, head_dim] -> float32 [kv_heads, positions, head_dim]."""
     rows = blocks.float() if scales is None else blocks.float() * scales.unsqueeze(-1)
     return rows.transpose(0, 1).flatten(1, 2)
+
+
+def float_kernels(device: str) -> str:
+    """What decides how float kernels round: torch, and the device that runs them."""
+    if device == "cpu":
+        return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch {torch.__version__} {torch.cuda.get_device_name(device)}"

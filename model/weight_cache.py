@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +36,7 @@ class Int8Weights:
     config: ModelConfig
     arrays: Mapping[str, NDArray[Any]]
     path: Path
+    sha256: str  # of all arrays, as they were written
 
 
 def load_int8(
@@ -72,14 +73,13 @@ def find_int8(source_path: Path, cache_dir: Path | None = None) -> Int8Weights |
 
 def verify(weights: Int8Weights) -> None:
     """Read the whole cache file and compare its data with their checksum. Raises ChecksumError."""
-    expected = SafetensorsFile(weights.path).metadata.get("sha256", "")
     digest = hashlib.sha256()
     with weights.path.open("rb") as stream:
         stream.seek(8 + int.from_bytes(stream.read(8), "little"))
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
-    if digest.hexdigest() != expected:
-        raise ChecksumError(f"{weights.path}: expected SHA-256 {expected}, found {digest.hexdigest()}")
+    if digest.hexdigest() != weights.sha256:
+        raise ChecksumError(f"{weights.path}: expected SHA-256 {weights.sha256}, found {digest.hexdigest()}")
 
 
 def default_cache_dir() -> Path:
@@ -112,7 +112,8 @@ def _open(path: Path, identity: str) -> Int8Weights | None:
     }
     if not _metadata(config, identity).items() <= file.metadata.items() or found != int8_layout(config):
         return None
-    return Int8Weights(config, {name: file.array(name) for name in found}, path)
+    arrays = {name: file.array(name) for name in found}
+    return Int8Weights(config, arrays, path, file.metadata.get("sha256", ""))
 
 
 def _build(source_path: Path, path: Path, report: Progress) -> Int8Weights:
@@ -135,7 +136,7 @@ def _build(source_path: Path, path: Path, report: Progress) -> Int8Weights:
     finally:
         source.close()
         temporary.unlink(missing_ok=True)
-    return Int8Weights(written.config, written.arrays, path)
+    return replace(written, path=path)
 
 
 def _write(stream: BinaryIO, source: WeightSource, report: Progress) -> None:

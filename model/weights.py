@@ -13,6 +13,7 @@ from flashlet.model.config import ModelConfig
 from flashlet.model.errors import ModelFormatError, ModelNotFoundError
 
 HEAD_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 24
 CONFIG_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 
 
@@ -75,6 +76,20 @@ def source_identity(path: Path) -> str:
             digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
             with file.open("rb") as stream:
                 digest.update(stream.read(HEAD_BYTES))
+    except OSError as error:
+        raise ModelNotFoundError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def source_hash(path: Path) -> str:
+    """SHA-256 of every file that defines the weights, wherever they lie. Raises ModelNotFoundError."""
+    digest = hashlib.sha256()
+    try:
+        for file in _weight_files(path):
+            digest.update(f"{file.name if path.is_dir() else ''}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    digest.update(chunk)
     except OSError as error:
         raise ModelNotFoundError(f"{path}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()

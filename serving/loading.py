@@ -56,6 +56,8 @@ class LoadedEngine:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None  # None: the model has none
     config: ModelConfig
+    path: Path
+    options: ExecutorOptions  # with which the executor was made
 
 
 def load_engine(path: Path, options: LoadOptions) -> LoadedEngine:
@@ -81,6 +83,8 @@ def load_engine(path: Path, options: LoadOptions) -> LoadedEngine:
         tokenizer=tokenizer,
         chat_template=_chat_template(tokenizer),
         config=executor.config,
+        path=path,
+        options=executor_options,
     )
 
 

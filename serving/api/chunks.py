@@ -35,7 +35,7 @@ def answer_head(
         "object": kind,
         "created": int(time.time()),
         "model": fields.model or service.config.model_names[0],
-        "system_fingerprint": model.fingerprint,
+        "system_fingerprint": model.system_fingerprint,
     }
 
 

@@ -23,7 +23,9 @@ from starlette.responses import Response
 from flashlet.model.errors import ChatTemplateError
 from flashlet.serving.api.validation import first_problem
 from flashlet.serving.errors import (
+    CanaryError,
     DataFolderError,
+    DeadlineError,
     EngineDeadError,
     EngineFailedError,
     EngineStoppedError,
@@ -76,6 +78,8 @@ TABLE: dict[type[Exception], ErrorKind] = {
     BodyTimeoutError: ErrorKind(408, _BAD_REQUEST, "request_timeout"),
     BodyTooLargeError: ErrorKind(413, _BAD_REQUEST, "request_too_large"),
     QueueFullError: ErrorKind(429, "rate_limit_error", "queue_full", retry=True),
+    DeadlineError: ErrorKind(503, "server_error", "deadline_unreachable", retry=True),
+    CanaryError: ErrorKind(503, "server_error", "canary_mismatch", retry=False),
     EngineDeadError: ErrorKind(500, "server_error", "engine_failed", retry=False),
     EngineFailedError: ErrorKind(500, "server_error", "engine_failed", retry=True),
     DataFolderError: ErrorKind(503, "server_error", "data_folder_unavailable", retry=False),

@@ -73,8 +73,12 @@ class HTTPServer:
             waits: set[asyncio.Future[Any]] = {loaded, stop}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if loaded.done():
-                self._start(loaded.result())
-                on_ready()
+                model = loaded.result()
+                self._start(model)
+                if model.problem is None:
+                    on_ready()
+                else:
+                    logger.error("no requests are served: %s", model.problem)
             await stop
         finally:
             await self._shut_down(serving)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from flashlet.model.fingerprint import Fingerprint, fingerprint_of
 
 if TYPE_CHECKING:
     from flashlet.model.chat_template import ChatTemplate
@@ -26,16 +28,25 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None  # None: only plain completions
     config: ModelConfig
+    fingerprint: Fingerprint
+    problem: str | None = None  # why it must not answer
 
     @classmethod
     def of(cls, name: str, loaded: LoadedEngine, engine_loop: EngineLoop) -> LoadedModel:
-        """What `load_engine` made, under the name that requests use."""
-        return cls(name, engine_loop, loaded.tokenizer, loaded.chat_template, loaded.config)
+        """What `load_engine` made, under the name that requests use. It answers the canary prompt first."""
+        from flashlet.serving.canary import canary_problem
+
+        template = loaded.tokenizer.chat_template or ""
+        fingerprint = fingerprint_of(loaded.path, loaded.options, template, version("flashlet"))
+        problem = canary_problem(loaded.executor, loaded.options, fingerprint)
+        return cls(
+            name, engine_loop, loaded.tokenizer, loaded.chat_template, loaded.config, fingerprint, problem
+        )
 
     @cached_property
-    def fingerprint(self) -> str:
-        """`system_fingerprint`: the same for the same model and shape."""
-        return "fp_" + hashlib.sha256(f"{self.name} {self.config}".encode()).hexdigest()[:10]
+    def system_fingerprint(self) -> str:
+        """The fingerprint as answers show it."""
+        return str(self.fingerprint)
 
     @property
     def max_model_len(self) -> int:

@@ -11,7 +11,7 @@ from flashlet.serving.api.config import ServerConfig
 from flashlet.serving.api.errors import ModelLoadingError, UnknownModelError
 from flashlet.serving.api.loaded_model import LoadedModel
 from flashlet.serving.batches.batch_store import BatchStore
-from flashlet.serving.errors import EngineDeadError, EngineStoppedError, RequestError
+from flashlet.serving.errors import CanaryError, EngineDeadError, EngineStoppedError, RequestError
 from flashlet.serving.responses.response_store import ResponseStore
 
 __all__ = ["LoadedModel", "Service"]
@@ -42,6 +42,7 @@ class Service:
             EngineStoppedError: shutting down.
             ModelLoadingError: not loaded yet.
             EngineDeadError: the engine has given up.
+            CanaryError: the canary prompt gave other numbers than before.
         """
         if self.stopping:
             raise EngineStoppedError("the server is shutting down")
@@ -49,12 +50,14 @@ class Service:
             raise ModelLoadingError(f"the model '{self.config.model_names[0]}' is still being loaded")
         if not self.model.engine_loop.engine.healthy:
             raise EngineDeadError("the engine has failed; restart the server")
+        if self.model.problem is not None:
+            raise CanaryError(self.model.problem)
         return self.model
 
     def _fingerprint(self) -> str | None:
         """Of the model, if a request would be served now."""
         try:
-            return self.ready_model().fingerprint
+            return self.ready_model().system_fingerprint
         except RequestError:
             return None
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SCHEDULING = "Scheduling"
 LISTENING = "Listening"
 BATCHES = "Files and batches"
+RETRIES = "Retries and repeats"
+RESPONSES = "Responses"
 
 
 def serve(
@@ -78,7 +80,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Folder for files and batches; one server at a time uses it.",
+            help="Folder for files, batches and responses; one server at a time uses it.",
             show_default="$FLASHLET_HOME/data",
             rich_help_panel=BATCHES,
         ),
@@ -91,6 +93,43 @@ def serve(
         int,
         typer.Option(min=1, help="Most sequences of batches that run at once.", rich_help_panel=BATCHES),
     ] = 16,
+    keep_responses: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="DAYS", help="Delete stored responses so old.", rich_help_panel=RESPONSES
+        ),
+    ] = 30,
+    max_responses: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Most responses to store; beyond, the oldest go.", rich_help_panel=RESPONSES
+        ),
+    ] = 10_000,
+    retry_grace: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long an answer waits for a client that gave an Idempotency-Key and left.",
+            rich_help_panel=RETRIES,
+        ),
+    ] = 5.0,
+    resume_time: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long a resumable stream waits.", rich_help_panel=RETRIES
+        ),
+    ] = 60.0,
+    answer_cache: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="MIB",
+            help="Memory for answers to repeat where a seed or temperature 0 makes them certain.",
+            show_default="0: off",
+            rich_help_panel=RETRIES,
+        ),
+    ] = 0,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = "cpu",
     weights: opt.WeightsOption = "int8",
@@ -111,6 +150,7 @@ def serve(
     from flashlet.serving.batches.config import DAY, BatchConfig
     from flashlet.serving.cli.resolving import resolve_model, served_name
     from flashlet.serving.loading import LoadOptions
+    from flashlet.serving.responses.config import ResponseConfig
 
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -128,6 +168,7 @@ def serve(
         max_step_tokens=max_step_tokens,
         draft=draft,
     )
+    folder = data or home_folder() / "data"
     config = ServerConfig(
         model_names=tuple(served_model_name or [served_name(model)]),
         host=host,
@@ -136,10 +177,14 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
         drain_timeout=drain_timeout,
         batches=BatchConfig(
-            folder=data or home_folder() / "data",
+            folder=folder,
             max_sequences=batch_sequences,
             file_seconds=keep_files * DAY,
         ),
+        responses=ResponseConfig(folder=folder, seconds=keep_responses * DAY, max_responses=max_responses),
+        retry_grace=retry_grace,
+        resume_seconds=resume_time,
+        answer_cache_bytes=answer_cache << 20,
         log_level=log_level,
     )
     raise typer.Exit(_run(config, resolve_model(model), load_options))

@@ -141,6 +141,16 @@ def check_cache(folder: Path, fit: ModelFit | None) -> Iterator[Finding]:
         )
 
 
+def check_canary(problem: str | None) -> Iterator[Finding]:
+    """The model gives other numbers than it once did."""
+    if problem:
+        yield Finding(
+            "error",
+            problem,
+            "test the memory (memtest86+), delete the weight cache, or install flashlet again",
+        )
+
+
 def check_torch() -> Iterator[Finding]:
     """The optional backend is not installed."""
     if find_spec("torch") is None:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from flashlet.model.errors import FlashletError, ModelNotFoundError
-from flashlet.model.executor import KvDtype
+from flashlet.model.executor import ExecutorOptions, KvDtype, create_executor
+from flashlet.model.fingerprint import fingerprint_of
 from flashlet.model.registry import DEFAULT_MODEL, known_models, resolve
 from flashlet.model.weight_cache import Int8Weights, default_cache_dir, find_int8
+from flashlet.serving.canary import STEPS, canary_problem, read_record, record_path
 from flashlet.serving.doctor import checks
 from flashlet.serving.doctor.finding import Finding
 from flashlet.serving.doctor.model_fit import ModelFit, fit_model
 from flashlet.serving.doctor.read_bandwidth import ReadBandwidth, measure_read_bandwidth
 from flashlet.serving.machine import Machine, read_machine
+from flashlet.serving.memory import kv_bytes_per_token
 
 _Result = TypeVar("_Result")
 
@@ -60,6 +63,7 @@ def examine(plan: ServePlan) -> Examination:
     findings += checks.check_memory(machine, fit)
     findings += checks.check_cache(default_cache_dir(), fit)
     findings += checks.check_port(plan.host, plan.port)
+    findings += checks.check_canary(_canary_problem(path, weights, plan) if path and weights else None)
     findings += checks.check_torch()
     return Examination(
         machine=machine,
@@ -89,6 +93,23 @@ def _fit(
 ) -> ModelFit:
     speed = bandwidth.gb_per_second if bandwidth else None
     return fit_model(name, path, plan.kv_dtype, plan.context_length, weights is not None, speed)
+
+
+def _canary_problem(path: Path, weights: Int8Weights, plan: ServePlan) -> str | None:
+    """What is wrong with the result of the canary prompt, if one is recorded."""
+    options = ExecutorOptions(
+        kv_dtype=plan.kv_dtype,
+        kv_cache_bytes=sum(STEPS) * 4 * kv_bytes_per_token(weights.config, plan.kv_dtype),
+        threads=plan.threads,
+    )
+    fingerprint = fingerprint_of(path, options)
+    if read_record(record_path(fingerprint)) is None:
+        return None
+    executor = create_executor(path, options)
+    try:
+        return canary_problem(executor, options, fingerprint)
+    finally:
+        executor.close()
 
 
 def _try(action: Callable[[], _Result], findings: list[Finding]) -> _Result | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from flashlet.model.chat_template import ChatTemplate
 from flashlet.model.config import ModelConfig, RopeConfig
+from flashlet.model.fingerprint import Fingerprint
 from flashlet.model.sampling import SampleRequest, TokenLogprobs
 from flashlet.model.step import SequenceSlice, SliceOutput, Step
 from flashlet.model.tokenizer import Tokenizer, load_tokenizer
@@ -255,7 +256,8 @@ def loaded_model(tokenizer: Tokenizer, engine_loop: EngineLoop, executor: Script
     template = ChatTemplate(
         tokenizer.chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
     )
-    return LoadedModel("toy", engine_loop, tokenizer, template, executor.config)
+    fingerprint = Fingerprint("toy weights", "no formats", "scripted")
+    return LoadedModel("toy", engine_loop, tokenizer, template, executor.config, fingerprint)
 
 
 @pytest.fixture(scope="session")
