@@ -20,6 +20,7 @@ from flashlet.serving.api.dialects.responses import responses_router
 from flashlet.serving.api.dialects.stored_responses import stored_responses_router
 from flashlet.serving.api.embeddings import embeddings_router
 from flashlet.serving.api.errors import TABLE, error_response
+from flashlet.serving.api.estimate import estimate_router
 from flashlet.serving.api.files import files_router
 from flashlet.serving.api.health import health_router
 from flashlet.serving.api.middleware import ApiKeys, HeadRequests, OwnRequests, RequestIds
@@ -28,6 +29,7 @@ from flashlet.serving.api.openapi import DESCRIPTION, add_document
 from flashlet.serving.api.service import Service
 from flashlet.serving.api.streams import streams_router
 from flashlet.serving.api.tokens import tokens_router
+from flashlet.serving.api.verify import verify_router
 
 METHODS = ["DELETE", "GET", "POST"]
 
@@ -42,9 +44,11 @@ def build_api(service: Service) -> FastAPI:
         chat_router,
         completions_router,
         embeddings_router,
+        estimate_router,
         models_router,
         tokens_router,
         streams_router,
+        verify_router,
         health_router,
     ):
         api.include_router(router(service))

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from flashlet.serving.api.attempt import MAX_KEY_CHARACTERS
 from flashlet.serving.api.config import ServerConfig
 from flashlet.serving.api.middleware import OPEN_PATHS
 
@@ -29,6 +30,8 @@ TAGS = {
     "completions": "Plain text, and scores of given text.",
     "embeddings": "Vectors of texts.",
     "streams": "Streams that were cut.",
+    "estimate": "What a request would cost in time.",
+    "receipts": "What an answer was made with, and whether it can be had again.",
     "models": "What is served.",
     "tokenizer": "Text to token ids and back.",
     "files": "Input and output of batches.",
@@ -47,6 +50,23 @@ HEADERS: dict[str, Any] = {
         "description": "Whether another try can succeed, for the OpenAI SDKs.",
         "schema": {"type": "string", "enum": ["true", "false"]},
     },
+}
+ANSWER_HEADERS: dict[str, Any] = {
+    "x-flashlet-seed": {
+        "description": "The seed of the first choice, with which the answer can be had again.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "x-flashlet-cache": {
+        "description": "Present if the answer comes from the answer cache.",
+        "schema": {"type": "string", "enum": ["hit"]},
+    },
+}
+WITH_SEED = {"/v1/chat/completions", "/v1/completions"}
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Requests with the same key are retries of the first one and get its answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
 }
 RETRIED = {"429", "500", "503"}
 SCHEMAS = "#/components/schemas/"
@@ -73,13 +93,17 @@ def _complete(document: dict[str, Any], config: ServerConfig) -> None:
         schemas.pop(name, None)
     schemas |= _further_schemas()
     components["securitySchemes"] = SECURITY_SCHEMES
-    components["headers"] = HEADERS
+    components["headers"] = HEADERS | ANSWER_HEADERS
     used: set[str] = set()
     for path, operation in _operations(document):
         operation["responses"].pop("422", None)
         for status, response in operation["responses"].items():
             names = list(HEADERS) if status in RETRIED else ["x-request-id"]
+            if status == "200" and path in WITH_SEED:
+                names += ANSWER_HEADERS
             response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        if path in WITH_SEED:
+            operation["parameters"] = [*operation.get("parameters", ()), IDEMPOTENCY_KEY]
         if path not in OPEN_PATHS:
             keys: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]
             operation["security"] = keys if config.api_keys else [*keys, {}]

@@ -49,7 +49,7 @@ def responses(
 
 
 def stream_responses(
-    chunk: type[AnswerModel], errors: tuple[int, ...] = (400, 401, 404)
+    chunk: type[AnswerModel], errors: tuple[int, ...] = (400, 401, 404, 500, 503)
 ) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries of an endpoint whose answer is always a stream."""
     content = {"text/event-stream": _events(chunk)}

@@ -16,7 +16,7 @@ def streams_router(service: Service) -> APIRouter:
     """The endpoint for clients that lost their connection."""
     router = APIRouter(tags=["streams"])
 
-    @router.get("/v1/streams/{stream_id}", responses=stream_responses(ChatChunk))
+    @router.get("/v1/streams/{stream_id}", response_class=Response, responses=stream_responses(ChatChunk))
     async def resume_stream(
         stream_id: str,
         request: Request,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,9 +115,10 @@ def test_a_planted_character_is_found(server: Server, endpoint: str, body: dict[
     )  # fmt: skip
 
 
-def test_tool_calls_are_compared(server: Server) -> None:
-    request = TALK | {"tools": [TOOL], "tool_choice": "required", "temperature": 0, "max_tokens": 200}
-    request["ignore_eos"] = None
+def test_tool_calls_are_compared(start_server: Callable[..., Server]) -> None:
+    server = start_server(context_length=8192)
+    server.executor.script = '<tool_call>\n{"name": "look", "arguments": {"at": "the sky"}}\n</tool_call>'
+    request = TALK | {"tools": [TOOL], "temperature": 0, "max_tokens": 200, "ignore_eos": None}
     answer = server.post(CHAT, **request).json()
     function = answer["choices"][0]["message"]["tool_calls"][0]["function"]
     assert verify(server, CHAT, request, answer)["identical"]
@@ -170,8 +172,8 @@ def test_answers_that_do_not_belong_to_the_request(server: Server) -> None:
     assert unknown.status_code == 404
 
 
-def test_the_cache_does_not_vouch_for_itself(start_server: Any) -> None:
-    server: Server = start_server(answer_cache_bytes=1 << 20)
+def test_the_cache_does_not_vouch_for_itself(start_server: Callable[..., Server]) -> None:
+    server = start_server(answer_cache_bytes=1 << 20)
     request = TEXT | {"temperature": 0}
     answer = server.post(COMPLETIONS, **request).json()
     steps = server.service.model.engine_loop.stats().steps  # type: ignore[union-attr]
