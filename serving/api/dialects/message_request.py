@@ -8,7 +8,7 @@ from typing import Any
 
 from flashlet.serving.api.dialects.transcript import Transcript
 from flashlet.serving.api.schema.chat import ChatRequest
-from flashlet.serving.api.schema.message_blocks import Block, Text, ToolResult, ToolUse
+from flashlet.serving.api.schema.message_blocks import Block, TextBlock, ToolResultBlock, ToolUseBlock
 from flashlet.serving.api.schema.messages import MessagesRequest, PromptFields
 from flashlet.serving.api.schema.structured import JsonSchema, JsonSchemaFormat
 from flashlet.serving.api.schema.tools import FunctionDefinition, Tool
@@ -61,7 +61,7 @@ def _sampling(body: PromptFields) -> dict[str, Any]:
 
 def _transcript(body: PromptFields, names: dict[str, str]) -> Transcript:
     transcript = Transcript(names)
-    system = [Text(type="text", text=body.system)] if isinstance(body.system, str) else body.system or ()
+    system = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system or ()
     for block in system:
         transcript.add_text("system", block.text, "system", joined=True)
     for index, message in enumerate(body.messages):
@@ -75,9 +75,9 @@ def _transcript(body: PromptFields, names: dict[str, str]) -> Transcript:
 
 
 def _add_block(transcript: Transcript, role: Any, block: Block, place: str) -> None:
-    if isinstance(block, Text):
+    if isinstance(block, TextBlock):
         transcript.add_text(role, block.text, place, joined=True)
-    elif isinstance(block, ToolUse):
+    elif isinstance(block, ToolUseBlock):
         _check_role(role, "assistant", place)
         transcript.add_call(block.id, block.name, json.dumps(block.input), place, "input")
     else:
@@ -92,7 +92,7 @@ def _check_role(role: str, expected: str, place: str) -> None:
         )
 
 
-def _result_text(block: ToolResult) -> str:
+def _result_text(block: ToolResultBlock) -> str:
     content = block.content or ""
     text = content if isinstance(content, str) else "\n".join(part.text for part in content)
     return f"Error: {text}" if block.is_error else text

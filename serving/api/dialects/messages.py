@@ -41,7 +41,9 @@ class _MessageStream(EventStream):
 
 def messages_router(service: Service) -> APIRouter:
     """The endpoints for conversations in Anthropic's dialect."""
-    router = APIRouter(route_class=json_route(service.config.max_body_bytes), tags=["messages"])
+    router = APIRouter(
+        route_class=json_route(service.config.max_body_bytes, service.answering.answer), tags=["messages"]
+    )
 
     @router.post("/v1/messages", responses=documented(AnsweredMessage, MessageEvent, error=MessageErrorBody))
     async def create_message(body: MessagesRequest, request: Request) -> Response:
@@ -54,11 +56,11 @@ def messages_router(service: Service) -> APIRouter:
         name = body.model or service.config.model_names[0]
         writer = MessageWriter(name, generation, answer, body.max_tokens)
         if body.stream:
-            return _MessageStream(_events(generation, writer), generation.cancel)
+            return _MessageStream(_events(generation, writer), generation.cancel, generation.headers)
         async with cancel_on_disconnect(request.receive, generation.cancel):
             async for _ in _events(generation, writer):
                 pass
-        return json_response(writer.message)
+        return json_response(writer.message, generation.headers)
 
     @router.post("/v1/messages/count_tokens", responses=documented(TokenCount, error=MessageErrorBody))
     async def count_message_tokens(body: CountTokensRequest) -> Response:

@@ -11,17 +11,16 @@ from pydantic import TypeAdapter
 from flashlet.serving.api.dialects.transcript import Transcript
 from flashlet.serving.api.schema.response_items import (
     Content,
-    FunctionCall,
-    FunctionCallOutput,
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    GivenItem,
     InputItem,
-    Message,
+    InputMessage,
 )
 
 Item = dict[str, Any]
 
-_ITEMS: TypeAdapter[list[Message | FunctionCall | FunctionCallOutput]] = TypeAdapter(
-    list[InputItem], config={"defer_build": True}
-)
+_ITEMS: TypeAdapter[list[GivenItem]] = TypeAdapter(list[InputItem], config={"defer_build": True})
 
 
 def new_id(prefix: str) -> str:
@@ -29,20 +28,20 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
-def normal_items(given: str | Sequence[Message | FunctionCall | FunctionCallOutput]) -> list[Item]:
+def normal_items(given: str | Sequence[GivenItem]) -> list[Item]:
     """The input of a request as full items, each with an id."""
     if isinstance(given, str):
-        given = [Message(role="user", content=given)]
+        given = [InputMessage(role="user", content=given)]
     return [_normal_item(item) for item in given]
 
 
-def parse_items(items: Sequence[Item]) -> list[Message | FunctionCall | FunctionCallOutput]:
+def parse_items(items: Sequence[Item]) -> list[GivenItem]:
     """What `normal_items` or an answer made, to be read again."""
     return _ITEMS.validate_python([*items])
 
 
-def _normal_item(item: Message | FunctionCall | FunctionCallOutput) -> Item:
-    if isinstance(item, FunctionCall):
+def _normal_item(item: GivenItem) -> Item:
+    if isinstance(item, FunctionCallItem):
         return {
             "id": item.id or new_id("fc"),
             "type": "function_call",
@@ -51,7 +50,7 @@ def _normal_item(item: Message | FunctionCall | FunctionCallOutput) -> Item:
             "name": item.name,
             "arguments": item.arguments,
         }
-    if isinstance(item, FunctionCallOutput):
+    if isinstance(item, FunctionCallOutputItem):
         return {
             "id": item.id or new_id("fco"),
             "type": "function_call_output",
@@ -68,7 +67,7 @@ def _normal_item(item: Message | FunctionCall | FunctionCallOutput) -> Item:
     }
 
 
-def _parts(message: Message) -> list[dict[str, Any]]:
+def _parts(message: InputMessage) -> list[dict[str, Any]]:
     texts = [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
     if message.role == "assistant":
         return [{"type": "output_text", "text": text, "annotations": []} for text in texts]
@@ -82,15 +81,15 @@ def _text(content: Content) -> str:
 
 def add_items(
     transcript: Transcript,
-    items: Sequence[Message | FunctionCall | FunctionCallOutput],
+    items: Sequence[GivenItem],
     place: str | None,
 ) -> None:
     """Add items that the request gives at `place`, such as "input"; None: it does not give them."""
     for index, item in enumerate(items):
         item_place = None if place is None else f"{place}[{index}]"
-        if isinstance(item, FunctionCall):
+        if isinstance(item, FunctionCallItem):
             transcript.add_call(item.call_id, item.name, item.arguments, item_place, "arguments")
-        elif isinstance(item, FunctionCallOutput):
+        elif isinstance(item, FunctionCallOutputItem):
             transcript.add_result(item.call_id, _text(item.output), item_place)
         else:
             transcript.add_text(item.role, _text(item.content), item_place)

@@ -43,7 +43,9 @@ class ResponseStream(EventStream):
 
 def responses_router(service: Service) -> APIRouter:
     """The endpoint that makes responses."""
-    router = APIRouter(route_class=json_route(service.config.max_body_bytes), tags=["responses"])
+    router = APIRouter(
+        route_class=json_route(service.config.max_body_bytes, service.answering.answer), tags=["responses"]
+    )
 
     @router.post("/v1/responses", responses=documented(ResponseObject, ResponseEvent))
     async def create_response(body: ResponseRequest, request: Request) -> Response:
@@ -51,7 +53,7 @@ def responses_router(service: Service) -> APIRouter:
         model = service.model_for(body.model)
         check_request(body)
         owner = owner_of(request)
-        history, new = await _history(service.responses, body, owner), normal_items(body.input)
+        history, new = await history_of(service.responses, body, owner), normal_items(body.input)
         chat, names = chat_request(body, history, new)
         with fields_renamed(names):
             conversation = await Conversation.submit(service, model, chat)
@@ -76,7 +78,7 @@ def responses_router(service: Service) -> APIRouter:
     return router
 
 
-async def _history(store: ResponseStore, body: ResponseRequest, owner: str) -> list[Item]:
+async def history_of(store: ResponseStore, body: ResponseRequest, owner: str) -> list[Item]:
     """Items of the conversation that goes on. Raises InvalidRequestError if it cannot."""
     if body.previous_response_id is None:
         return []

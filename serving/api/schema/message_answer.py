@@ -9,7 +9,7 @@ from pydantic import Field
 from flashlet.serving.api.schema.base import AnswerModel
 
 
-class AnsweredText(AnswerModel):
+class AnsweredTextBlock(AnswerModel):
     """Text of the answer."""
 
     type: Literal["text"]
@@ -42,7 +42,7 @@ class AnsweredMessage(AnswerModel):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[AnsweredText | AnsweredToolUse]
+    content: list[AnsweredTextBlock | AnsweredToolUse]
     stop_reason: Literal[
         "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
     ]

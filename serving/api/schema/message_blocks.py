@@ -17,7 +17,7 @@ class CacheControl(WireModel):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class Text(WireModel):
+class TextBlock(WireModel):
     """Text."""
 
     type: Literal["text"]
@@ -26,7 +26,7 @@ class Text(WireModel):
     citations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class ToolUse(WireModel):
+class ToolUseBlock(WireModel):
     """A call in an earlier answer."""
 
     type: Literal["tool_use"]
@@ -38,7 +38,7 @@ class ToolUse(WireModel):
 
 
 ResultContent = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[Text], Field(fail_fast=True), Tag("blocks")],
+    Annotated[str, Tag("string")] | Annotated[list[TextBlock], Field(fail_fast=True), Tag("blocks")],
     Discriminator(
         lambda value: kind_of(value, {str: "string", list: "blocks"}),
         custom_error_type="content_type",
@@ -47,7 +47,7 @@ ResultContent = Annotated[
 ]
 
 
-class ToolResult(WireModel):
+class ToolResultBlock(WireModel):
     """What a call returned."""
 
     type: Literal["tool_result"]
@@ -63,9 +63,9 @@ def _block_type(value: Any) -> str | None:
 
 
 Block = Annotated[
-    Annotated[Text, Tag("text")]
-    | Annotated[ToolUse, Tag("tool_use")]
-    | Annotated[ToolResult, Tag("tool_result")],
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[ToolResultBlock, Tag("tool_result")],
     Discriminator(
         _block_type,
         custom_error_type="block_type",
@@ -83,7 +83,7 @@ Content = Annotated[
 ]
 
 
-class Message(WireModel):
+class MessageTurn(WireModel):
     """One turn, or part of one: turns of one role in a row are joined."""
 
     role: Literal["user", "assistant"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from flashlet.serving.api.schema.base import Unsupported, WireModel, kind_of
-from flashlet.serving.api.schema.message_blocks import CacheControl, Message, Text
+from flashlet.serving.api.schema.message_blocks import CacheControl, MessageTurn, TextBlock
 from flashlet.serving.api.schema.sampling import StopStrings
 from flashlet.serving.api.schema.tools import MAX_TOOLS, FunctionName
 
@@ -27,7 +27,7 @@ class ClientTool(WireModel):
     input_examples: Unsupported = None
 
 
-class ToolChoice(WireModel):
+class MessageToolChoice(WireModel):
     """How tools may be used."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -62,7 +62,7 @@ class MessageMetadata(WireModel):
 
 
 System = Annotated[
-    Annotated[str, Tag("string")] | Annotated[list[Text], Field(fail_fast=True), Tag("blocks")],
+    Annotated[str, Tag("string")] | Annotated[list[TextBlock], Field(fail_fast=True), Tag("blocks")],
     Discriminator(
         lambda value: kind_of(value, {str: "string", list: "blocks"}),
         custom_error_type="system_type",
@@ -75,10 +75,10 @@ class PromptFields(WireModel):
     """What the model reads."""
 
     model: str | None = Field(None, description="A served model; the default one if omitted.")
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[MessageTurn], Field(min_length=1, fail_fast=True)]
     system: System | None = None
     tools: Annotated[list[ClientTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: ToolChoice | None = Field(None, description="Default: auto where there are tools.")
+    tool_choice: MessageToolChoice | None = Field(None, description="Default: auto where there are tools.")
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None

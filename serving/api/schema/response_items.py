@@ -54,7 +54,7 @@ Content = Annotated[
 ]
 
 
-class Message(WireModel):
+class InputMessage(WireModel):
     """One turn. `developer` counts as `system`."""
 
     type: Literal["message"] = "message"
@@ -65,7 +65,7 @@ class Message(WireModel):
     phase: str | None = Field(None, description="Accepted, without effect.")
 
 
-class FunctionCall(WireModel):
+class FunctionCallItem(WireModel):
     """A call in an earlier answer."""
 
     type: Literal["function_call"]
@@ -81,7 +81,7 @@ class FunctionCall(WireModel):
     caller: Unsupported = None
 
 
-class FunctionCallOutput(WireModel):
+class FunctionCallOutputItem(WireModel):
     """What a call returned."""
 
     type: Literal["function_call_output"]
@@ -93,6 +93,7 @@ class FunctionCallOutput(WireModel):
     caller: Unsupported = None
 
 
+GivenItem = InputMessage | FunctionCallItem | FunctionCallOutputItem
 _ITEM_TYPES = {"message", "function_call", "function_call_output"}
 
 
@@ -102,9 +103,9 @@ def _item_type(value: Any) -> str | None:
 
 
 InputItem = Annotated[
-    Annotated[Message, Tag("message")]
-    | Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionCallOutput, Tag("function_call_output")],
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")],
     Discriminator(
         _item_type,
         custom_error_type="item_type",

@@ -13,7 +13,7 @@ ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "fa
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class AnsweredText(AnswerModel):
+class AnsweredTextPart(AnswerModel):
     """Text of the answer."""
 
     type: Literal["output_text"]
@@ -22,17 +22,17 @@ class AnsweredText(AnswerModel):
     logprobs: list[TokenLogprob]
 
 
-class AnsweredMessage(AnswerModel):
+class AnsweredMessageItem(AnswerModel):
     """The answer's text as an item."""
 
     id: str
     type: Literal["message"]
     status: ItemStatus
     role: Literal["assistant"]
-    content: list[AnsweredText]
+    content: list[AnsweredTextPart]
 
 
-class AnsweredFunctionCall(AnswerModel):
+class AnsweredCallItem(AnswerModel):
     """A call for the client to run."""
 
     id: str
@@ -89,7 +89,7 @@ class ResponseObject(AnswerModel):
     status: ResponseStatus
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None
-    output: list[AnsweredMessage | AnsweredFunctionCall]
+    output: list[AnsweredMessageItem | AnsweredCallItem]
     usage: ResponseUsage | None
     model: str
     instructions: str | None

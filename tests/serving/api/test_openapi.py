@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 ENDPOINTS = {
     "post": {
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize",
-        "/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel",
+        "/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel", "/v1/messages",
+        "/v1/messages/count_tokens", "/v1/verify", "/v1/responses", "/v1/responses/{response_id}/cancel",
     },
     "get": {
         "/v1/models", "/v1/models/{model}", "/tokenizer_info", "/health", "/version", "/metrics",
         "/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content", "/v1/batches",
-        "/v1/batches/{batch_id}",
+        "/v1/streams/{stream_id}",
+        "/v1/batches/{batch_id}", "/v1/responses/{response_id}", "/v1/responses/{response_id}/input_items",
     },
-    "delete": {"/v1/files/{file_id}"},
+    "delete": {"/v1/files/{file_id}", "/v1/responses/{response_id}"},
 }  # fmt: skip
 KEY = "a-key"
 HEADERS = {"authorization": f"Bearer {KEY}"}
@@ -65,21 +67,26 @@ def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
             assert status.isdecimal() and status != "422" and "x-request-id" in response["headers"]
             assert ("retry-after-ms" in response["headers"]) == (status in {"429", "500", "503"})
             if status != "200":
+                body = "MessageErrorBody" if path.startswith("/v1/messages") else "ErrorBody"
                 schema = response["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+                assert schema == {"$ref": f"#/components/schemas/{body}"}
 
 
 def test_generating_endpoints_name_every_status(document: dict[str, Any]) -> None:
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+    streamed = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
+    for path in (*streamed, "/v1/embeddings"):
         statuses = document["paths"][path]["post"]["responses"].keys()
         assert statuses == {"200", "400", "401", "404", "408", "413", "429", "500", "503"}
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in streamed:
         content = document["paths"][path]["post"]["responses"]["200"]["content"]
         assert content.keys() == {"application/json", "text/event-stream"}
 
 
 def test_examples_work(document: dict[str, Any], server: Server) -> None:
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"):
+    for path in (
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize",
+        "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/verify",
+    ):  # fmt: skip
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         schema = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
         assert schema["additionalProperties"] is False and schema["examples"]
