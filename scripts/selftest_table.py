@@ -1,6 +1,6 @@
-"""Markdown table of several servers: python scripts/selftest_table.py NAME=FILE ... >docs/selftest.md.
+"""Markdown table of several servers: python scripts/selftest_table.py SETUP NAME=FILE ... >docs/selftest.md.
 
-Each FILE is the output of `flashlet selftest --json`.
+SETUP says in a sentence what ran; each FILE is the output of `flashlet selftest --json`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ INTRODUCTION = """\
 What clients rely on, as `flashlet selftest` checks it: over HTTP, with plain requests, on any server
 (`flashlet selftest --url URL`; without a URL it starts its own). n/a: the rule cannot be checked there, or
 does not apply, and the notes say why. Each rule is a function in `serving/selftest/`, a module per section.
+
+The counts are no score. The rules are what flashlet promises, chosen by what widespread clients break on; one
+missing feature breaks several of them, and names of metrics and of the tokenizer's fields are vLLM's, which
+other servers never promised.
 """
 
 
-def main(arguments: list[str]) -> None:
+def main(setup: str, arguments: list[str]) -> None:
     columns = {}
     for argument in arguments:
         name, _, file = argument.partition("=")
         columns[name] = {
             (outcome["section"], outcome["name"]): outcome for outcome in json.loads(Path(file).read_text())
         }
-    print(INTRODUCTION)
+    print(INTRODUCTION, setup, "", sep="\n")
     for name, outcomes in columns.items():
         counts = Counter(outcome["status"] for outcome in outcomes.values())
         print(f"- {name}: " + ", ".join(f"{counts[status]} {status}" for status in MARKS))
@@ -54,4 +58,4 @@ def _cell(text: str) -> str:
     return " ".join(text.split())
 
 
-main(sys.argv[1:])
+main(sys.argv[1], sys.argv[2:])

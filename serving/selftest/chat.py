@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from flashlet.serving.selftest.rule import expect, rule, shown
 from flashlet.serving.selftest.server import HELLO, Server
 
@@ -93,7 +95,7 @@ def stop_forms(server: Server) -> None:
     answers = [
         server.chat(stop=form)["choices"][0]["message"]["content"] for form in (stop, [stop, "no such text"])
     ]
-    expect(answers[0] == answers[1], f"{shown(answers[0])} with a string, {shown(answers[1])} with a list")
+    server.expect_same(answers[0], answers[1], "a string and a list")
     expect(stop not in answers[0], f"{shown(answers[0])} contains {stop!r}")
 
 
@@ -101,11 +103,10 @@ def stop_forms(server: Server) -> None:
 def content_forms(server: Server) -> None:
     """Content is a string or a list of text parts."""
     parts = [{"role": "user", "content": [{"type": "text", "text": HELLO[0]["content"]}]}]
-    expect(
-        server.chat(messages=parts)["choices"][0]["message"]["content"]
-        == server.hello["choices"][0]["message"]["content"],
-        "the answers differ",
+    text, expected = (
+        body["choices"][0]["message"]["content"] for body in (server.chat(messages=parts), server.hello)
     )
+    server.expect_same(text, expected, "as parts")
 
 
 @rule
@@ -134,8 +135,6 @@ def choices(server: Server) -> None:
 @rule
 def json_schema(server: Server) -> None:
     """response_format json_schema: the answer is JSON of that schema."""
-    import json
-
     schema = {
         "type": "object",
         "properties": {"size": {"enum": ["small", "large"]}, "count": {"type": "integer"}},

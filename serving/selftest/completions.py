@@ -182,8 +182,11 @@ def _scored(server: Server) -> list[tuple[list[int], dict[str, list[Any]]]]:
 
 def _score(server: Server, prompts: list[list[int]]) -> list[dict[str, list[Any]]]:
     choices = server.complete(prompt=prompts, **SCORE)["choices"]
-    expect(all(choice.get("logprobs") for choice in choices), "no logprobs")
-    return [choice["logprobs"] for choice in choices]
+    found = [choice.get("logprobs") or {} for choice in choices]
+    expect(
+        all({"tokens", "token_logprobs", "top_logprobs"} <= set(lists) for lists in found), shown(found[0])
+    )
+    return found
 
 
 def _end_of_text(server: Server) -> int:

@@ -60,7 +60,10 @@ def run_rules(server: Server) -> Iterator[Outcome]:
 
 def _check(rule: Rule, server: Server) -> tuple[Status, str | None]:
     try:
-        rule.check(server)
+        try:
+            rule.check(server)
+        except httpx.RemoteProtocolError:  # an idle connection that the server had closed: clients ask again
+            rule.check(server)
     except NotApplicableError as exc:
         return "not applicable", str(exc)
     except RuleBrokenError as exc:

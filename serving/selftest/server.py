@@ -127,6 +127,22 @@ class Server:
         """The same answer streamed, with its usage."""
         return self.chat_stream(stream_options={"include_usage": True})
 
+    def expect_same(self, text: str, expected: str, what: str) -> None:
+        """Compare two greedy answers, unless the server's greedy answers differ by themselves."""
+        if text == expected:
+            return
+        if not self.repeatable:
+            raise NotApplicableError("the same greedy request gets different answers here")
+        raise RuleBrokenError(f"{what}: {shown(text)} is not {shown(expected)}")
+
+    @cached_property
+    def repeatable(self) -> bool:
+        """Whether one greedy request gets one answer: each of the two forms, asked for again, is the same."""
+        answers = [self.hello, *(self.chat() for _ in range(3))]
+        streams = [self.hello_stream, *(self.chat_stream() for _ in range(3))]
+        one_answer = len({body["choices"][0]["message"]["content"] for body in answers}) == 1
+        return one_answer and len({stream.text for stream in streams}) == 1
+
     def tokens(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`; raises NotApplicableError if the server has no /tokenize."""
         ours = {"model": self.model, "prompt": text, "add_special_tokens": special}

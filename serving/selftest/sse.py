@@ -76,10 +76,8 @@ def whole_characters(server: Server) -> None:
 def same_as_plain(server: Server) -> None:
     """The pieces of a stream make the plain answer."""
     plain = server.hello["choices"][0]["message"]["content"]
-    expect(server.hello_stream.text == plain, f"{shown(server.hello_stream.text)} is not {shown(plain)}")
-    plain = server.complete()["choices"][0]["text"]
-    streamed = server.completion_stream().text
-    expect(streamed == plain, f"{shown(streamed)} is not {shown(plain)}")
+    server.expect_same(server.hello_stream.text, plain, "chat")
+    server.expect_same(server.completion_stream().text, server.complete()["choices"][0]["text"], "legacy")
 
 
 @rule
@@ -92,8 +90,8 @@ def same_stop(server: Server) -> None:
     expected = plain[: plain.index(stop)]
     short = server.chat(stop=stop)["choices"][0]["message"]["content"]
     streamed = server.chat_stream(stop=stop)
-    expect(short == expected, f"plain, stop {stop!r}: {shown(short)}, expected {shown(expected)}")
-    expect(streamed.text == expected, f"streamed, stop {stop!r}: {shown(streamed.text)}")
+    server.expect_same(short, expected, f"plain, stop {stop!r}")
+    server.expect_same(streamed.text, expected, f"streamed, stop {stop!r}")
     expect(streamed.finish_reasons == ["stop"], f"finish_reason {streamed.finish_reasons}")
 
 

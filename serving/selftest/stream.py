@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from flashlet.serving.selftest.rule import expect, shown
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -24,12 +26,15 @@ class Stream:
     def chunks(self) -> list[dict[str, Any]]:
         """The JSON of all `data:` events but [DONE]."""
         payloads = [event.removeprefix("data:").strip() for event in self.events if event.startswith("data:")]
-        return [json.loads(payload) for payload in payloads if payload != "[DONE]"]
+        chunks = [json.loads(payload) for payload in payloads if payload != "[DONE]"]
+        for chunk in chunks:
+            expect(isinstance(chunk, dict), f"a chunk that is no object: {shown(chunk)}")
+        return chunks
 
     @cached_property
     def choices(self) -> list[dict[str, Any]]:
         """The choices of all chunks, in order."""
-        return [choice for chunk in self.chunks for choice in chunk["choices"]]
+        return [choice for chunk in self.chunks for choice in chunk.get("choices") or ()]
 
     @property
     def deltas(self) -> list[dict[str, Any]]:

@@ -31,15 +31,16 @@ def tokenize(server: Server) -> None:
 def no_special_tokens(server: Server) -> None:
     """add_special_tokens false adds nothing: the ids are those of the text alone."""
     ids, with_special = _tokens(server, False), _tokens(server, True)
+    if not ids:
+        raise NotApplicableError("/tokenize does not take a prompt")
     start = next((i for i in range(len(with_special)) if with_special[i : i + len(ids)] == ids), None)
-    expect(ids and start is not None, f"{shown(with_special)} does not contain {shown(ids)}")
+    expect(start is not None, f"{shown(with_special)} does not contain {shown(ids)}")
 
 
 @rule
 def detokenize(server: Server) -> None:
     """POST /detokenize {"tokens"} gives the text back in {"prompt"}."""
-    ids = _tokens(server, False)
-    body = answer(server.post("/detokenize", {"tokens": ids}))
+    body = answer(server.post("/detokenize", {"tokens": server.tokens(TEXT)}))
     expect(body.get("prompt") == TEXT, f"got {shown(body)}")
 
 
