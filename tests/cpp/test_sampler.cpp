@@ -134,6 +134,29 @@ TEST(sampler_keeps_no_history) {
     }
 }
 
+TEST(some_tokens_are_drawn_as_if_the_others_were_impossible) {
+    Random random(3);
+    std::vector<int32_t> ids;
+    for (int id = 0; id < 2000; ++id) {
+        if (random.integer(0, 2) == 0) ids.push_back(id);
+    }
+    for (int round = 0; round < 60; ++round) {
+        SampleParams params;
+        params.temperature = round % 5 == 0 ? 0.0f : random.uniform(0.3f, 2.0f);
+        params.top_k = round % 3 == 0 ? random.integer(1, 400) : 0;
+        params.min_p = round % 4 == 0 ? 0.01 : 0.0;
+        params.seed = random.next();
+        const std::vector<float> some = random.floats(ids.size(), -9.0f, 9.0f);
+        std::vector<float> all(2000, kNever);
+        for (size_t i = 0; i < ids.size(); ++i) all[static_cast<size_t>(ids[i])] = some[i];
+        for (const KernelTable* kernels : available_kernels()) {
+            Sampler sampler(*kernels, static_cast<int>(ids.size()), ids.data());
+            const int32_t drawn = sampler.sample(padded(some).data(), params);
+            CHECK(ids[static_cast<size_t>(drawn)] == sample(*kernels, all, params), "(%s)", kernels->name);
+        }
+    }
+}
+
 TEST(equal_logits_choose_the_lowest_token) {
     SampleParams greedy;
     greedy.temperature = 0.0f;

@@ -46,7 +46,7 @@ Draft::Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Targ
     rows_.reserve(rows);
     segments_.reserve(2 * slices);
     for (Worker& worker : team.workers())
-        worker.spread.assign(static_cast<size_t>(round_up(target.vocab_size, kLanes)), kNever);
+        worker.draft_sampler = std::make_unique<Sampler>(kernels_, weights_.num_outputs, weights_.vocab_ids);
 }
 
 bool Draft::keeps(int layers) const {
@@ -137,7 +137,7 @@ void Draft::add_proposal(int index, int num_tokens) {
     params.min_p = sampled.params->min_p;
     params.seed = sampled.params->seed;
     params.position = sampled.params->position + 1;
-    proposals_.push_back({index, num_tokens, sampled.target, std::move(params)});
+    proposals_.push_back({index, num_tokens, sampled.target, false, std::move(params)});
 }
 
 // Rows first .. first + count - 1 of the slice. `last_token` follows its last known row.
@@ -201,7 +201,8 @@ void Draft::choose(Worker& worker, int rows) {
             float* logits = logits_.data() + at * static_cast<size_t>(logit_stride_);
             const int32_t chosen = token(worker, proposal.params, logits);
             rows_[at].next_token = std::max(chosen, 0);
-            if (chosen >= 0) slice.drafted[static_cast<size_t>(slice.num_drafted++)] = chosen;
+            proposal.stopped |= chosen < 0;
+            if (!proposal.stopped) slice.drafted[static_cast<size_t>(slice.num_drafted++)] = chosen;
             ++proposal.params.position;
             ++segments_[at].start;
         }
@@ -212,13 +213,8 @@ void Draft::choose(Worker& worker, int rows) {
 // -1 where the logits are not numbers.
 int32_t Draft::token(Worker& worker, const SampleParams& params, float* logits) const {
     std::fill(logits + weights_.num_outputs, logits + logit_stride_, kNever);
-    if (params.temperature < kGreedyBelow) {
-        const int best = kernels_.argmax(logits, logit_stride_);
-        return best < 0 ? -1 : weights_.vocab_ids[best];
-    }
-    for (int i = 0; i < weights_.num_outputs; ++i)
-        worker.spread[static_cast<size_t>(weights_.vocab_ids[i])] = logits[i];
-    return worker.sampler->sample(worker.spread.data(), params);
+    const int32_t chosen = worker.draft_sampler->sample(logits, params);
+    return chosen < 0 ? -1 : weights_.vocab_ids[chosen];
 }
 
 }  // namespace flashlet

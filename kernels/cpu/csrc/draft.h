@@ -22,7 +22,7 @@ class Draft {
   public:
     struct Target {
         PackedMatrix embed;
-        int vocab_size, max_rows, max_slices;
+        int max_rows, max_slices;
     };
     Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Target& target);
 
@@ -44,6 +44,7 @@ class Draft {
     struct Proposal {
         int slice, num_tokens;
         int32_t last_token;  // that was sampled
+        bool stopped;        // the logits were not numbers
         SampleParams params;
     };
 

@@ -153,8 +153,10 @@ struct KernelTable {
     // Sum of exp((x[i] - max) / temperature) in lane order; n is a multiple of 16, padding is -inf.
     float (*exp_sum)(const float* x, int n, float max, float temperature);
 
-    // argmax(x[i] / temperature + noise(seed, position, i)); -inf is never chosen unless all are.
-    int (*gumbel_argmax)(const float* x, int n, float temperature, uint64_t seed, uint64_t position);
+    // argmax(x[i] / temperature + noise(seed, position, token of i)); -inf is never chosen unless all are.
+    // Tokens ascend: ids[i], or i where there are no ids.
+    int (*gumbel_argmax)(const float* x, const int32_t* ids, int n, float temperature, uint64_t seed,
+                         uint64_t position);
 
     // Noise of one token.
     float (*gumbel)(uint64_t seed, uint64_t position, uint32_t token);

@@ -225,7 +225,8 @@ class NativeModel {
         const int top = number<int>(item.attr("num_top_logprobs"), "num_top_logprobs");
         int row = slice.first_row;
         for (const nb::handle target : item.attr("logprob_targets")) {
-            if (row >= slice.first_row + slice.known()) throw std::invalid_argument("step: more targets than tokens");
+            if (row >= slice.first_row + slice.known())
+                throw std::invalid_argument("step: more targets than tokens");
             plan_.logit_rows.push_back({row++, index, false, checked_token(target), top, {}, nullptr});
         }
         const nb::object samples = item.attr("samples");

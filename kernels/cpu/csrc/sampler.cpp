@@ -8,7 +8,8 @@ namespace flashlet {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr float kStep = 8.0f;  // width of the first window below the maximum: e^-8 of its probability
+constexpr float kStep = 8.0f;       // width of the first window below the maximum: e^-8 of its probability
+constexpr size_t kFewTokens = 256;  // whose noise is made one by one
 constexpr float kWhole = 1e6f * kStep;  // windows wider than this hold everything
 
 bool before(const ScoredToken& a, const ScoredToken& b) {
@@ -17,8 +18,9 @@ bool before(const ScoredToken& a, const ScoredToken& b) {
 
 }  // namespace
 
-Sampler::Sampler(const KernelTable& kernels, int vocab_size)
+Sampler::Sampler(const KernelTable& kernels, int vocab_size, const int32_t* ids)
     : kernels_(kernels),
+      ids_(ids),
       vocab_size_(vocab_size),
       padded_(round_up(vocab_size, kLanes)),
       row_(static_cast<size_t>(padded_)),
@@ -47,14 +49,24 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params) {
     if (adjusted) adjust(params);
     const int32_t best = kernels_.argmax(logits, padded_);
     if (best < 0 || greedy) return best;
-    float temperature = params.temperature;
-    if (filtered) {
-        for (float& x : row_) x /= temperature;
-        temperature = 1.0f;
-        filter(params);
+    const auto position = static_cast<uint64_t>(params.position);
+    if (!filtered)
+        return kernels_.gumbel_argmax(logits, ids_, padded_, params.temperature, params.seed, position);
+    for (float& x : row_) x /= params.temperature;
+    const std::vector<ScoredToken>& kept = filter(params);
+    if (kept.size() <= kFewTokens) {
+        ScoredToken drawn{kNever, 0};
+        for (const auto& [x, token] : kept) {
+            const int32_t id = ids_ != nullptr ? ids_[token] : token;
+            const float noise = kernels_.gumbel(params.seed, position, static_cast<uint32_t>(id));
+            const ScoredToken candidate{x + noise, token};
+            if (before(candidate, drawn)) drawn = candidate;
+        }
+        return drawn.second;
     }
-    return kernels_.gumbel_argmax(logits, padded_, temperature, params.seed,
-                                  static_cast<uint64_t>(params.position));
+    std::fill(row_.begin(), row_.end(), kNever);
+    for (const auto& [x, token] : kept) row_[static_cast<size_t>(token)] = x;
+    return kernels_.gumbel_argmax(row_.data(), ids_, padded_, 1.0f, params.seed, position);
 }
 
 void Sampler::adjust(const SampleParams& params) {
@@ -136,9 +148,8 @@ void Sampler::keep_mass(std::vector<ScoredToken>& tokens, float top, double mass
     tokens.resize(end);
 }
 
-// Keeps in row_, whose values are divided by the temperature, what top_k, top_p and min_p leave; everything
-// else becomes -inf.
-void Sampler::filter(const SampleParams& params) {
+// What top_k, top_p and min_p leave of row_, whose values are divided by the temperature.
+const std::vector<ScoredToken>& Sampler::filter(const SampleParams& params) {
     const float top = row_[static_cast<size_t>(kernels_.argmax(row_.data(), padded_))];
     const auto weight = [&](float x) { return std::exp(double{x} - double{top}); };
     std::vector<ScoredToken>* kept = nullptr;
@@ -163,10 +174,9 @@ void Sampler::filter(const SampleParams& params) {
         const double threshold = double{top} + std::log(params.min_p) - 0.01;
         kept = &candidates_above(row_.data(), std::nextafter(static_cast<float>(threshold), kNever));
     }
-    std::fill(row_.begin(), row_.end(), kNever);
-    for (const ScoredToken& c : *kept) {
-        if (weight(c.first) >= params.min_p) row_[static_cast<size_t>(c.second)] = c.first;
-    }
+    if (params.min_p > 0.0)
+        std::erase_if(*kept, [&](const ScoredToken& c) { return weight(c.first) < params.min_p; });
+    return *kept;
 }
 
 Logprobs Sampler::logprobs(const float* logits, int32_t token, int top) {

@@ -40,7 +40,8 @@ struct Logprobs {
 // One per thread: holds the scratch row.
 class Sampler {
   public:
-    Sampler(const KernelTable& kernels, int vocab_size);
+    // `ids`: the noise of token i is that of ids[i], which ascend; null: its own.
+    Sampler(const KernelTable& kernels, int vocab_size, const int32_t* ids = nullptr);
 
     // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is
     // possible: everything is masked, or a logit is NaN or +inf.
@@ -52,12 +53,13 @@ class Sampler {
   private:
     bool valid(const float* logits) const;
     void adjust(const SampleParams& params);
-    void filter(const SampleParams& params);
+    const std::vector<ScoredToken>& filter(const SampleParams& params);
     static void keep_mass(std::vector<ScoredToken>& tokens, float top, double mass);
     std::vector<ScoredToken>& candidates_above(const float* x, float threshold);
     std::vector<ScoredToken>& largest(const float* x, int count);
 
     const KernelTable& kernels_;
+    const int32_t* ids_;
     const int vocab_size_, padded_;
     std::vector<float> row_;
     std::vector<int32_t> counts_;

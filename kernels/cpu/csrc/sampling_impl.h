@@ -7,9 +7,9 @@ namespace flashlet::FLASHLET_ISA {
 
 inline constexpr int kNoiseRun = 64;  // tokens whose noise is made together: sixteen counters of four words
 
-// Noise of tokens 64 run .. 64 run + 63.
+// Random numbers of tokens 64 run + 4 lane + w, for each word w and lane.
 // Philox-4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
-inline void gumbel_run(uint64_t seed, uint64_t position, uint32_t run, float* noise) {
+inline void uniform_run(uint64_t seed, uint64_t position, uint32_t run, F32x16* uniform) {
     static constexpr float kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
     I32x16 word[4] = {add(splat_int(static_cast<int32_t>(run * kLanes)), to_int(load(kCount))),
@@ -26,18 +26,29 @@ inline void gumbel_run(uint64_t seed, uint64_t position, uint32_t run, float* no
         key0 += 0x9e3779b9u;
         key1 += 0xbb67ae85u;
     }
+    for (int w = 0; w < 4; ++w)
+        uniform[w] = mul(add(to_float(shift_out_9(word[w])), splat(0.5f)), splat(0x1p-23f));
+}
+
+inline F32x16 gumbel16(F32x16 uniform) {
     const F32x16 zero = splat(0.0f);
+    return sub(zero, log16(sub(zero, log16(uniform))));
+}
+
+// Noise in the order of tokens.
+inline void gumbel_run(const F32x16* uniform, float* noise) {
     for (int w = 0; w < 4; ++w) {
-        const F32x16 uniform = mul(add(to_float(shift_out_9(word[w])), splat(0.5f)), splat(0x1p-23f));
         float lanes[kLanes];
-        store(lanes, sub(zero, log16(sub(zero, log16(uniform)))));
+        store(lanes, gumbel16(uniform[w]));
         for (int i = 0; i < kLanes; ++i) noise[4 * i + w] = lanes[i];
     }
 }
 
 float gumbel(uint64_t seed, uint64_t position, uint32_t token) {
+    F32x16 uniform[4];
+    uniform_run(seed, position, token / kNoiseRun, uniform);
     float noise[kNoiseRun];
-    gumbel_run(seed, position, token / kNoiseRun, noise);
+    gumbel_run(uniform, noise);
     return noise[token % kNoiseRun];
 }
 
@@ -51,26 +62,63 @@ int argmax(const float* x, int n) {
     return -1;
 }
 
-inline constexpr float kMaxNoise = 16.7f;  // -log(-log(1 - 2^-24)) = 16.64
+inline constexpr float kMaxNoise = 16.7f;    // -log(-log(1 - 2^-24)) = 16.64
+inline constexpr float kNoiseSlack = 1e-3f;  // the logarithm is only nearly monotonic
 
-int gumbel_argmax(const float* x, int n, float temperature, uint64_t seed, uint64_t position) {
-    int best = argmax(x, n);
-    float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(best));
-    int run = -1;
-    alignas(64) float noise[kNoiseRun];
+// Whether x / temperature + noise exceeds `least` for some of n values, with noise up to `most`.
+inline bool any_reaches(const float* x, int n, float temperature, float most, float least) {
     for (int i = 0; i < n; i += kLanes) {
         const F32x16 scaled = div(load(x + i), splat(temperature));
-        if (!any_greater(add(scaled, splat(kMaxNoise)), splat(best_value)))
-            continue;  // no noise can lift these
-        if (run != i / kNoiseRun) {
-            run = i / kNoiseRun;
-            gumbel_run(seed, position, static_cast<uint32_t>(run), noise);
+        if (any_greater(add(scaled, splat(most)), splat(least))) return true;
+    }
+    return false;
+}
+
+int gumbel_argmax_of(const float* x, const int32_t* ids, int n, float temperature, uint64_t seed,
+                     uint64_t position) {
+    int best = argmax(x, n), run = -1;
+    float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(ids[best]));
+    alignas(64) float noise[kNoiseRun];
+    for (int i = 0; i < n; i += kLanes) {
+        if (!any_reaches(x + i, kLanes, temperature, kMaxNoise, best_value)) continue;
+        for (int j = i; j < i + kLanes; ++j) {
+            if (!(x[j] / temperature + kMaxNoise > best_value)) continue;
+            if (run != ids[j] / kNoiseRun) {
+                run = ids[j] / kNoiseRun;
+                F32x16 uniform[4];
+                uniform_run(seed, position, static_cast<uint32_t>(run), uniform);
+                gumbel_run(uniform, noise);
+            }
+            const float value = x[j] / temperature + noise[ids[j] % kNoiseRun];
+            if (value > best_value || (value == best_value && j < best)) {
+                best_value = value;
+                best = j;
+            }
         }
-        float noisy[kLanes];
-        store(noisy, add(scaled, load(noise + i % kNoiseRun)));
-        for (int j = 0; j < kLanes; ++j) {
-            if (noisy[j] > best_value || (noisy[j] == best_value && i + j < best)) {
-                best_value = noisy[j];
+    }
+    return best;
+}
+
+int gumbel_argmax(const float* x, const int32_t* ids, int n, float temperature, uint64_t seed,
+                  uint64_t position) {
+    if (ids != nullptr) return gumbel_argmax_of(x, ids, n, temperature, seed, position);
+    int best = argmax(x, n);
+    float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(best));
+    for (int i = 0; i < n; i += kNoiseRun) {
+        const int count = n - i < kNoiseRun ? n - i : kNoiseRun;
+        if (!any_reaches(x + i, count, temperature, kMaxNoise, best_value)) continue;
+        F32x16 uniform[4];
+        uniform_run(seed, position, static_cast<uint32_t>(i / kNoiseRun), uniform);
+        // Logarithms are dear: most runs end with the noise of their largest number.
+        float most[kLanes];
+        store(most, gumbel16(splat(fold_max(max(max(uniform[0], uniform[1]), max(uniform[2], uniform[3]))))));
+        if (!any_reaches(x + i, count, temperature, most[0] + kNoiseSlack, best_value)) continue;
+        alignas(64) float noise[kNoiseRun];
+        gumbel_run(uniform, noise);
+        for (int j = 0; j < count; ++j) {
+            const float value = x[i + j] / temperature + noise[j];
+            if (value > best_value || (value == best_value && i + j < best)) {
+                best_value = value;
                 best = i + j;
             }
         }

@@ -40,8 +40,7 @@ struct Worker {
     std::vector<int16_t> quantized;
     std::vector<float> scales;
     std::vector<float> partials;  // of attention
-    std::vector<float> spread;    // draft: logits of the whole vocabulary, -inf where the draft has none
-    std::unique_ptr<Sampler> sampler;
+    std::unique_ptr<Sampler> sampler, draft_sampler;
     std::chrono::steady_clock::time_point mark;
 };
 
