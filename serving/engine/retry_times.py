@@ -36,16 +36,15 @@ class RetryTimes:
         if at - now > LONGEST:
             return LONGEST * random.uniform(1 - 2 * JITTER, 1.0)
         self._promised.append(at)
-        return max((at - now) * random.uniform(1.0, 1.0 + JITTER), SHORTEST)
+        return (at - now) * random.uniform(1.0, 1.0 + JITTER)
 
     def _place(self, number: int, now: float) -> float:
         """When place `number`, from 0, becomes free: the ends go on at their average rate."""
         ends = self._ends
-        if number < len(ends):
-            at = ends[number]
-        elif ends:
-            interval = max(ends[-1] - now, SHORTEST) / len(ends)
-            at = ends[-1] + (number - len(ends) + 1) * interval
-        else:
-            at = now + UNKNOWN + number * PER_CLIENT
-        return max(at, self._promised[-1] if self._promised else now)
+        if not ends:
+            return now + UNKNOWN + number * PER_CLIENT
+        interval = (ends[-1] - self._made) / len(ends)
+        at = ends[number] if number < len(ends) else ends[-1] + (number - len(ends) + 1) * interval
+        # Not with the client before, also where both are told to wait for longer than until their places.
+        before = self._promised[-1] + interval / 2 if self._promised else now
+        return max(at, before, now + SHORTEST)

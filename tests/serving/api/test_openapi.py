@@ -23,6 +23,7 @@ ENDPOINTS = {
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize",
         "/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel", "/v1/messages",
         "/v1/messages/count_tokens", "/v1/verify", "/v1/responses", "/v1/responses/{response_id}/cancel",
+        "/v1/estimate",
     },
     "get": {
         "/v1/models", "/v1/models/{model}", "/tokenizer_info", "/health", "/version", "/metrics",
@@ -85,14 +86,15 @@ def test_generating_endpoints_name_every_status(document: dict[str, Any]) -> Non
 def test_examples_work(document: dict[str, Any], server: Server) -> None:
     for path in (
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize",
-        "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/verify",
+        "/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/verify", "/v1/estimate",
     ):  # fmt: skip
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        schema = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
-        assert schema["additionalProperties"] is False and schema["examples"]
-        for example in schema["examples"]:
-            response = server.client.post(path, json=example)
-            assert response.status_code == 200, response.text
+        for reference in body.get("oneOf", [body]):
+            schema = document["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
+            assert schema["additionalProperties"] is False and schema["examples"]
+            for example in schema["examples"]:
+                response = server.client.post(path, json=example)
+                assert response.status_code == 200, response.text
 
 
 def test_references_lead_somewhere(document: dict[str, Any]) -> None:

@@ -94,6 +94,12 @@ def test_refused_clients_get_different_places_in_order() -> None:
         assert place * 0.99 <= wait <= place * 1.1
 
 
+def test_clients_that_come_at_once_are_spread_over_short_times_too() -> None:
+    times = RetryTimes(lambda: [0.01 * i for i in range(1, 21)])
+    waits = [times.next() for _ in range(20)]
+    assert waits[0] >= 0.05 and waits[-1] >= 0.13
+
+
 def test_a_far_place_is_not_promised() -> None:
     times = RetryTimes(lambda: [30.0 * i for i in range(1, 5)])
     waits = [times.next() for _ in range(50)]
