@@ -123,13 +123,19 @@ def write_draft(tmp_path_factory: pytest.TempPathFactory) -> WriteDraft:
         }  # fmt: skip
         config = DraftConfig(target.hidden_size, target.vocab_size, target.num_layers, **(shape | changes))
         path = tmp_path_factory.mktemp("draft") / "random.safetensors"
-        save_draft(path, config, random_draft(config))
+        save_draft(path, config, _random_draft(config))
         return path
 
     return write
 
 
-def random_draft(config: DraftConfig) -> Weights:
+@pytest.fixture(scope="session")
+def random_draft() -> Callable[[DraftConfig], Weights]:
+    """The tensors of a random draft."""
+    return _random_draft
+
+
+def _random_draft(config: DraftConfig) -> Weights:
     """Seeded tensors of a draft, scaled so that every input sways its logits."""
     rng = np.random.default_rng(11)
     tensors: Weights = {}
