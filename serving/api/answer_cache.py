@@ -52,7 +52,8 @@ class AnswerCache:
         if not self._max_bytes or attempt.path not in PATHS:
             return False
         options = body.get("stream_options")
-        if isinstance(options, dict) and options.get("resumable"):
+        is_resumable = isinstance(options, dict) and options.get("resumable")
+        if is_resumable or body.get("deadline_ms") is not None:  # which may cut an answer anywhere
             return False
         temperature = body.get("temperature")
         is_greedy = isinstance(temperature, (int, float)) and temperature < GREEDY_BELOW

@@ -126,9 +126,9 @@ class Answering:
         self._kept[answer] = asyncio.get_running_loop().call_later(answer.linger, forget), forget
         self._kept_bytes += answer.num_bytes
         while self._kept_bytes > MAX_KEPT_BYTES:
-            timer, forget = next(iter(self._kept.values()))
+            timer, forget_oldest = next(iter(self._kept.values()))
             timer.cancel()
-            forget()
+            forget_oldest()
 
     def _forget(self, attempt: Attempt, answer: SharedAnswer) -> None:
         """Nobody can ask for this answer any more."""

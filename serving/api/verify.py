@@ -23,7 +23,7 @@ from flashlet.serving.errors import InvalidRequestError
 
 OBJECTS = {"/v1/chat/completions": "chat.completion", "/v1/completions": "text_completion"}
 _HEADERS = {"retry-after", "retry-after-ms", "x-should-retry"}  # of a replay that was refused
-_NOT_REPLAYED = {"stream", "stream_options"}
+_NOT_REPLAYED = {"stream", "stream_options", "max_ttft_ms", "deadline_ms"}
 
 
 def verify_router(service: Service) -> APIRouter:
@@ -83,7 +83,11 @@ async def _replay(body: VerifyRequest, request: Request) -> httpx.Response:
     transport = httpx.ASGITransport(OwnRequests(request.app), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://replay", timeout=None) as client:
         task = asyncio.create_task(client.post(body.endpoint, content=msgspec.json.encode(fields)))
-        async with cancel_on_disconnect(request.receive, task.cancel):
+
+        def cancel() -> None:
+            task.cancel()
+
+        async with cancel_on_disconnect(request.receive, cancel):
             await asyncio.wait({task})
     if task.cancelled():
         raise ClientDisconnect
