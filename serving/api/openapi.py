@@ -61,7 +61,8 @@ ANSWER_HEADERS: dict[str, Any] = {
         "schema": {"type": "string", "enum": ["hit"]},
     },
 }
-WITH_SEED = {"/v1/chat/completions", "/v1/completions"}
+WITH_SEED = {"/v1/chat/completions", "/v1/completions", "/v1/messages"}
+RETRYABLE = WITH_SEED | {"/v1/responses"}
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -102,7 +103,7 @@ def _complete(document: dict[str, Any], config: ServerConfig) -> None:
             if status == "200" and path in WITH_SEED:
                 names += ANSWER_HEADERS
             response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-        if path in WITH_SEED:
+        if path in RETRYABLE:
             operation["parameters"] = [*operation.get("parameters", ()), IDEMPOTENCY_KEY]
         if path not in OPEN_PATHS:
             keys: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]

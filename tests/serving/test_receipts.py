@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from flashlet.serving.api.app import build_app
+from flashlet.serving.api.config import ServerConfig
+from flashlet.serving.api.loaded_model import LoadedModel
+from flashlet.serving.api.service import Service
+from flashlet.serving.config import MemoryAmount
+from flashlet.serving.engine.engine import Engine
+from flashlet.serving.engine.engine_loop import EngineLoop
+from flashlet.serving.loading import LoadOptions, load_engine
 
 SERVE = [sys.executable, "-m", "flashlet.serving.cli", "serve"]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -82,10 +91,10 @@ def request(number: int) -> tuple[str, dict[str, Any]]:
     return CHAT, body | {"messages": [{"role": "user", "content": text}]}
 
 
-def recorded(client: httpx.Client, number: int) -> dict[str, Any]:
+async def record(client: httpx.AsyncClient, number: int) -> dict[str, Any]:
     """A request, its answer and its seed, as /v1/verify takes them."""
     endpoint, body = request(number)
-    response = client.post(endpoint, json=body)
+    response = await client.post(endpoint, json=body)
     assert response.status_code == 200, response.text
     return {
         "endpoint": endpoint, "request": body, "answer": response.json(),
@@ -93,12 +102,27 @@ def recorded(client: httpx.Client, number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_answers_made_under_load_with_drafts_are_replayed_without(serve: Serve) -> None:
-    with serve("ngram", is_ready) as client:
-        with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(lambda number: recorded(client, number), range(NUM_ANSWERS)))
-        proposed = client.get("/metrics").text.partition("spec_decode_num_draft_tokens_total ")[2]
-        assert float(proposed.partition("\n")[0]) > 0
+async def record_all(model: LoadedModel) -> list[dict[str, Any]]:
+    """All requests at once."""
+    service = Service(ServerConfig(("tiny-llama",)), model)
+    transport = httpx.ASGITransport(build_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=None) as client:
+        return await asyncio.gather(*(record(client, number) for number in range(NUM_ANSWERS)))
+
+
+def test_answers_made_under_load_with_drafts_are_replayed_without(
+    serve: Serve, tiny_model_path: Path, speculating: Callable[[Engine], Engine]
+) -> None:
+    options = LoadOptions(threads=1, kv_cache=MemoryAmount(1 << 22), draft="ngram")
+    loaded = load_engine(tiny_model_path, options)
+    model = LoadedModel.of("tiny-llama", loaded, EngineLoop(loaded.engine))
+    speculating(loaded.engine)
+    model.engine_loop.start()
+    answers = asyncio.run(record_all(model))
+    stats = model.engine_loop.stats()
+    assert stats.draft_tokens > 200 and stats.accepted_tokens > 10
+    model.engine_loop.stop()
+    loaded.executor.close()
     with serve("none", is_ready) as client:
         for answer in answers:
             result = client.post("/v1/verify", json=answer).json()
