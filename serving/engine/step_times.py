@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flashlet.serving.engine.plan import Plan
 
-KNOTS = tuple(2**exponent for exponent in range(13))  # rows whose times are learned; straight lines between
+KNOTS = tuple(1 << exponent for exponent in range(13))  # rows whose times are learned; straight lines between
 SAMPLES, DECODE_READS, PREFILL_READS = 16, 8192, 65536  # amounts that count like one knot in an update
 RATE = 0.1  # share of an error that one step corrects, once a knot has seen a few
 TOKEN_RATE = 0.03  # the same of the tokens per sequence, which differ more from step to step
