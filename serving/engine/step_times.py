@@ -78,7 +78,8 @@ class StepTimes:
             return None
         at = max((index for index, value in enumerate(self._ms[:-1]) if value <= ms), default=0)
         slope = (self._ms[at + 1] - self._ms[at]) / (KNOTS[at + 1] - KNOTS[at])
-        return max(1, KNOTS[at] + (int((ms - self._ms[at]) / slope) if slope > 0 else 0))
+        further = int((ms - self._ms[at]) / slope) if slope > 0 else 0
+        return max(1, KNOTS[at] + further)
 
     def tokens(self, num_sequences: int) -> float:
         """Tokens that each of so many decoding sequences gets in a step: 1, and more with speculation."""

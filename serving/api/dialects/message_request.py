@@ -62,8 +62,8 @@ def _sampling(body: PromptFields) -> dict[str, Any]:
 def _transcript(body: PromptFields, names: dict[str, str]) -> Transcript:
     transcript = Transcript(names)
     system = [TextBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system or ()
-    for block in system:
-        transcript.add_text("system", block.text, "system", joined=True)
+    for part in system:
+        transcript.add_text("system", part.text, "system", joined=True)
     for index, message in enumerate(body.messages):
         place = f"messages[{index}]"
         if isinstance(message.content, str):
@@ -99,7 +99,7 @@ def _result_text(block: ToolResultBlock) -> str:
 
 
 def _response_format(body: PromptFields) -> JsonSchemaFormat | None:
-    wanted = body.output_config and body.output_config.format
+    wanted = body.output_config.format if body.output_config is not None else None
     if wanted is None:
         return None
     schema = JsonSchema.model_validate({"name": "answer", "schema": wanted.definition})

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from flashlet.serving.api.schema.base import AnswerModel, WireModel
 
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "endpoint": "/v1/completions",
     "request": {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0},
     "answer": {
