@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBool, Tag
 
 from flashlet.serving.api.schema.base import Unsupported, WireModel, kind_of
 from flashlet.serving.api.schema.message_blocks import CacheControl, MessageTurn, TextBlock
 from flashlet.serving.api.schema.sampling import StopStrings
 from flashlet.serving.api.schema.tools import MAX_TOOLS, FunctionName
+
+
+def _only_false(value: bool) -> bool:
+    if value:
+        raise ValueError("expected false")  # Literal[False] would take 0 for it
+    return value
 
 
 class ClientTool(WireModel):
@@ -22,7 +28,9 @@ class ClientTool(WireModel):
     strict: bool | None = Field(None, description="Arguments keep to the schema with either value.")
     cache_control: CacheControl | None = None
     allowed_callers: list[Literal["direct"]] | None = None
-    defer_loading: Literal[False] | None = None
+    defer_loading: (
+        Annotated[StrictBool, AfterValidator(_only_false), Field(json_schema_extra={"const": False})] | None
+    ) = None
     eager_input_streaming: bool | None = Field(None, description="Without effect: arguments always stream.")
     input_examples: Unsupported = None
 
