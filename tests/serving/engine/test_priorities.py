@@ -64,7 +64,10 @@ def test_prompts_that_matter_less_come_in_short_steps(toy: SimpleNamespace) -> N
     engine.submit(request(b"a" * 40, 2, 1))
     engine.step()
     assert last_widths(executor) == [16]  # nothing is known of how long steps take
+    end(engine)
+    engine = toy.engine(executor, max_step_tokens=128)
     engine.scheduler.times.seed([(1, 1.0), (8, 5.0), (32, 29.0)])
+    engine.submit(request(b"b" * 40, 2, 1))
     engine.step()
     assert last_widths(executor) == [18]  # 15 ms
     end(engine)
