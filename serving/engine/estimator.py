@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import abc
 from dataclasses import dataclass
+from itertools import islice
 
 from flashlet.serving.engine.answer_lengths import AnswerLengths
 from flashlet.serving.engine.forecast import Arrivals, Forecast, Job, Limits
@@ -15,6 +17,8 @@ from flashlet.serving.engine.step_times import StepLoad
 
 MAX_GAP = 0.05  # seconds between two steps; a longer one was no hand-over but a rest
 DECAY = 0.95  # of the averages, per sequence
+LONG_QUEUE = 24  # sequences; what is behind is estimated from a forecast that is
+FRESH = 0.25  # seconds old at most
 WINDOW = 10.0  # seconds over which arrivals are compared with ends
 
 
@@ -31,7 +35,7 @@ class Estimate:
 
 
 class Estimator:
-    """Learns from steps and ends on the engine's thread; estimates on any thread, from a snapshot."""
+    """Learns from steps and ends on the engine's thread; estimates on one other thread, from a snapshot."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.lengths = AnswerLengths()
@@ -42,6 +46,7 @@ class Estimator:
         self._num_arrived = self._num_ended = 0.0  # decayed over WINDOW
         self._counted = 0.0  # when they were updated
         self._mean_prefill = self._mean_output = 0.0
+        self._last_tail: _Tail | None = None
 
     def arrived(self, sequence: Sequence) -> None:
         """A sequence was queued."""
@@ -76,46 +81,37 @@ class Estimator:
 
     def estimate(self, sequence: Sequence, pending: abc.Sequence[Sequence]) -> Estimate:
         """What to expect if `sequence` were queued now, behind the `pending` ones."""
-        num_prompt = sequence.num_prompt_tokens
+        num_prompt, priority = sequence.num_prompt_tokens, sequence.request.priority
         cached = 0 if sequence.reads_whole_prompt else self._scheduler.blocks.num_known(sequence)
-        own = Job(num_prompt - cached, self._output(sequence), cached, sequence.request.priority > 0)
-        forecast, newcomers, num_beside, ahead = self._play(sequence.request.priority, pending)
+        own = Job(num_prompt - cached, self._output(sequence), cached, priority > 0)
+        ahead = [
+            item for item in [*self._scheduler.waiting.copy(), *pending] if item.request.priority <= priority
+        ]
         first = end = None
         if self._times.known:
-            for now, job, ended in forecast.events([*newcomers, own], self._arrivals(), num_beside):
-                if job is own:
-                    first = now if first is None else first
-                    end = now
-                    if ended:
-                        break
+            num_beside = sum(item.request.priority > priority for item in [*self._scheduler.running])
+            if len(ahead) > LONG_QUEUE:
+                forecast, passed = self._tail(priority, ahead, pending)
+                forecast.add(own)
+                events = forecast.events(self._arrivals(), (), num_beside)
             else:
-                end = forecast.now  # at the earliest
-                first = end if first is None else first
-        return Estimate(num_prompt, cached, ahead, self._output(sequence), first, end)
+                forecast, passed = self._forecast(priority), 0.0
+                newcomers = [self._job(item) for item in pending if item.request.priority <= priority]
+                events = forecast.events(self._arrivals(), [*newcomers, own], num_beside)
+            first, end = (max(moment - passed, 0.1) for moment in _moments(own, forecast, events))
+        return Estimate(num_prompt, cached, len(ahead), self._output(sequence), first, end)
 
     def ends(self, count: int) -> list[float]:
         """Milliseconds until each of the next `count` sequences ends; fewer if there are not so many."""
         if not self._times.known:
             return []
-        forecast, _, _, _ = self._play(2**31, ())
-        found: list[float] = []
-        for now, _, ended in forecast.events((), Arrivals()):
-            if ended:
-                found.append(now)
-                if len(found) == count:
-                    break
-        return found
+        events = self._forecast(math.inf).events(Arrivals())
+        return [*islice((now for now, _, ended in events if ended), count)]
 
-    def _play(self, priority: int, pending: abc.Sequence[Sequence]) -> tuple[Forecast, list[Job], int, int]:
-        """A forecast of what runs and waits up to `priority`, those who arrive now, how many sequences
-        matter less and decode, and how many stand before a new one.
-        """
+    def _forecast(self, priority: float) -> Forecast:
+        """A forecast of what runs and waits up to `priority`."""
         scheduler, config = self._scheduler, self._scheduler.config
         began = self._step_began
-        everybody = [*scheduler.running]
-        running = [item for item in everybody if item.request.priority <= priority]
-        waiting = [item for item in scheduler.waiting.copy() if item.request.priority <= priority]
-        newcomers = [item for item in pending if item.request.priority <= priority]
         limits = Limits(
             config.max_sequences,
             config.max_step_tokens,
@@ -123,16 +119,35 @@ class Estimator:
             self._times.rows_within(SHORT_STEP_MS) or SHORT_STEP_ROWS,
             scheduler.blocks.num_blocks * scheduler.blocks.block_size,
         )
-        forecast = Forecast(
+        running, waiting = [*scheduler.running], scheduler.waiting.copy()
+        return Forecast(
             self._times,
             limits,
-            [self._job(item) for item in running],
-            [self._job(item) for item in waiting],
+            [self._job(item) for item in running if item.request.priority <= priority],
+            [self._job(item) for item in waiting if item.request.priority <= priority],
             0.0 if began is None else 1e3 * min(began - time.perf_counter(), 0.0),
         )
-        ahead = len(waiting) + len(newcomers)
-        num_beside = len(everybody) - len(running)
-        return forecast, [self._job(item) for item in newcomers], num_beside, ahead
+
+    def _tail(
+        self, priority: int, ahead: abc.Sequence[Sequence], pending: abc.Sequence[Sequence]
+    ) -> tuple[Forecast, float]:
+        """A forecast at the moment when the last one `ahead` has begun, made a while ago: it is long to
+        play a long queue, so it is done once for many who ask. And the milliseconds since then.
+        """
+        now = time.perf_counter()
+        tail = self._last_tail
+        if tail is None or tail.priority != priority or now - tail.made > FRESH:
+            newcomers = [self._job(item) for item in pending if item.request.priority <= priority]
+            forecast = self._forecast(priority)
+            forecast.settle(newcomers)
+            tail = self._last_tail = _Tail(forecast, priority, now)
+        else:
+            for item in ahead:
+                if item.index > tail.last:
+                    tail.forecast.add(self._job(item))
+            tail.forecast.settle()
+        tail.last = max(item.index for item in ahead)
+        return tail.forecast.copy(), 1e3 * (now - tail.made)
 
     def _job(self, sequence: Sequence) -> Job:
         """What is left of a sequence that is here."""
@@ -163,6 +178,29 @@ class Estimator:
         self._num_arrived *= kept
         self._num_ended *= kept
         self._counted = now
+
+
+@dataclass(slots=True)
+class _Tail:
+    """A forecast that has played a queue to its end."""
+
+    forecast: Forecast
+    priority: int
+    made: float  # seconds of time.perf_counter()
+    last: int = -1  # index of the latest sequence in it
+
+
+def _moments(
+    own: Job, forecast: Forecast, events: abc.Iterable[tuple[float, Job, bool]]
+) -> tuple[float, float]:
+    """When `own` gets its first token, and its last."""
+    first: float | None = None
+    for now, job, ended in events:
+        if job is own:
+            first = now if first is None else first
+            if ended:
+                return first, now
+    return forecast.now if first is None else first, forecast.now  # at the earliest
 
 
 def _prefill(sequence: Sequence) -> int:

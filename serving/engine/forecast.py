@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from flashlet.serving.engine.step_times import StepTimes
@@ -78,8 +79,30 @@ class Forecast:
             if not job.prefill:
                 self._decode(job)
 
+    def add(self, job: Job) -> None:
+        """Let `job` wait behind all others."""
+        self._waiting.append(job)
+
+    def settle(self, newcomers: Sequence[Job] = ()) -> None:
+        """Go on until nobody waits any more, `newcomers` included, who arrive during the first step."""
+        later = [*newcomers]
+        while self._waiting or later:
+            for _ in self._round(0, one_step=bool(later)):
+                pass
+            self.now = max(self.now, 0.0)
+            self._waiting.extend(later)
+            later.clear()
+
+    def copy(self) -> Forecast:
+        """The same state, to go on from it another way."""
+        other = copy(self)
+        other._decoding = [*self._decoding]
+        other._prefilling = deque(replace(job) for job in self._prefilling)
+        other._waiting = deque(replace(job) for job in self._waiting)
+        return other
+
     def events(
-        self, newcomers: Sequence[Job], arrivals: Arrivals, num_beside: int = 0
+        self, arrivals: Arrivals, newcomers: Sequence[Job] = (), num_beside: int = 0
     ) -> Iterator[tuple[float, Job, bool]]:
         """(milliseconds from now, who, whether it ended or else got its first token), in order.
 

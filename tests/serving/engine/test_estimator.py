@@ -187,3 +187,27 @@ def test_who_matters_less_does_not_delay(toy: SimpleNamespace) -> None:
     assert behind.ttft_ms > 5 * alone.ttft_ms
     while engine.has_work:
         engine.step()
+
+
+def test_a_long_queue_is_played_once_for_all_who_ask(
+    toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expectations() -> list[float]:
+        engine: Engine = toy.engine(toy.Executor(num_blocks=4000, context_length=600), max_sequences=8)
+        engine.scheduler.times.seed([(1, 5.0), (2, 5.0), (4, 5.0), (8, 8.0)])
+        rng = random.Random(0)
+        found: list[float] = []
+        for _ in range(80):
+            prompt = bytes(rng.choices(b"abcdefgh", k=rng.randint(10, 400)))
+            estimate = engine.submit(request(prompt, rng.randint(4, 64))).estimate
+            assert estimate is not None and estimate.ttft_ms is not None and estimate.total_ms is not None
+            found += [estimate.ttft_ms, estimate.total_ms]
+        for sequence in [*engine.scheduler.waiting]:
+            engine.cancel(sequence)
+        return found
+
+    at_once = expectations()
+    monkeypatch.setattr(estimator_module, "LONG_QUEUE", 1000)
+    one_by_one = expectations()
+    assert one_by_one[0] < one_by_one[-1] / 20
+    assert at_once == pytest.approx(one_by_one, rel=0.02, abs=20.0)
