@@ -333,7 +333,7 @@ def test_a_full_queue_is_429_with_a_time(start_server: Callable[..., Server]) ->
         response = server.post(COMPLETIONS, prompt="hi", stream=True)
     error = assert_error(response, 429, None)
     assert error["code"] == "queue_full"
-    assert int(response.headers["retry-after"]) >= 1 and int(response.headers["retry-after-ms"]) >= 1000
+    assert int(response.headers["retry-after"]) >= 1 and int(response.headers["retry-after-ms"]) >= 50
     assert response.headers["x-should-retry"] == "true"
     server.wait_idle()
     error = assert_error(server.post(COMPLETIONS, prompt="a", n=4), 400, "n")
