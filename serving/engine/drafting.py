@@ -10,7 +10,7 @@ from collections import abc
 
 from flashlet.model.step import DraftRequest, SliceOutput
 from flashlet.serving.engine.acceptance import Acceptance, FixedPrior, Prior
-from flashlet.serving.engine.draft_widths import best_widths
+from flashlet.serving.engine.draft_widths import WORTHWHILE, best_widths
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
 from flashlet.serving.engine.ngram_index import MAX_MATCH
 from flashlet.serving.engine.plan import Part
@@ -19,13 +19,10 @@ from flashlet.serving.engine.sequence_draft import SequenceDraft
 from flashlet.serving.engine.step_costs import StepCosts
 
 MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
-MODEL_PRIOR = FixedPrior((0.6,))  # by position
+MODEL_PRIOR = FixedPrior((0.45,))  # by position
 MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by length of the match
 QUIET = 16  # steps without drafting after which the draft model follows no longer
-NEARLY_SURE, WORTHWHILE = (
-    0.9,
-    1.02,
-)  # a proposal that good must make the step that much better, or none is made
+NEARLY_SURE = 0.9  # chance of a proposal as good as they come
 
 Cost = abc.Callable[[int], float]  # milliseconds of a step by the number of proposals in it
 
