@@ -112,11 +112,6 @@ class ModelConfig:
         """Width of all key heads (or all value heads) together."""
         return self.num_kv_heads * self.head_dim
 
-    @property
-    def queries_per_kv(self) -> int:
-        """Query heads that share one key-value head."""
-        return self.num_heads // self.num_kv_heads
-
     def window(self, layer: int) -> int:
         """Sliding window of `layer` in tokens; 0 means full attention."""
         return self.sliding_windows[layer] if self.sliding_windows else 0

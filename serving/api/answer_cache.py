@@ -20,8 +20,6 @@ _USAGE = b'"usage":{'
 _MARKED = b'"usage":{"cached_answer":true,'
 _OVERHEAD = 200  # bytes in memory beside those of one event
 
-Key = tuple[Attempt, str]  # and the fingerprint of the model
-
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
