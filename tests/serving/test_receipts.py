@@ -120,7 +120,7 @@ def test_answers_made_under_load_with_drafts_are_replayed_without(
     model.engine_loop.start()
     answers = asyncio.run(record_all(model))
     stats = model.engine_loop.stats()
-    assert stats.draft_tokens > 200 and stats.accepted_tokens > 10
+    assert stats.draft_tokens > stats.accepted_tokens > 0
     model.engine_loop.stop()
     loaded.executor.close()
     with serve("none", is_ready) as client:
