@@ -11,7 +11,7 @@ from itertools import islice
 from flashlet.serving.engine.answer_lengths import AnswerLengths
 from flashlet.serving.engine.forecast import Arrivals, Forecast, Job, Limits
 from flashlet.serving.engine.plan import Plan
-from flashlet.serving.engine.scheduler import SHORT_STEP_MS, SHORT_STEP_ROWS, Scheduler
+from flashlet.serving.engine.scheduler import Scheduler
 from flashlet.serving.engine.sequence import Sequence, SequenceStatus
 from flashlet.serving.engine.step_times import StepLoad
 
@@ -89,7 +89,8 @@ class Estimator:
         ]
         first = end = None
         if self._times.known:
-            num_beside = sum(item.request.priority > priority for item in [*self._scheduler.running])
+            beside = sum(item.request.priority > priority for item in [*self._scheduler.running])
+            num_beside = min(beside, self._scheduler.budget.short_rows())
             if len(ahead) > LONG_QUEUE:
                 forecast, passed = self._tail(priority, ahead, pending)
                 forecast.add(own)
@@ -116,7 +117,7 @@ class Estimator:
             config.max_sequences,
             config.max_step_tokens,
             config.prefill_chunk,
-            self._times.rows_within(SHORT_STEP_MS) or SHORT_STEP_ROWS,
+            scheduler.budget.short_rows(),
             scheduler.blocks.num_blocks * scheduler.blocks.block_size,
         )
         running, waiting = [*scheduler.running], scheduler.waiting.copy()

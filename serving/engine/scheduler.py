@@ -17,13 +17,10 @@ from flashlet.serving.engine.plan import Part, Plan
 from flashlet.serving.engine.request import TokenEvent
 from flashlet.serving.engine.sequence import Sequence, SequenceStatus
 from flashlet.serving.engine.stats import Counters
+from flashlet.serving.engine.step_budget import StepBudget
 from flashlet.serving.engine.step_times import StepTimes
 from flashlet.serving.engine.token_events import prompt_event, token_event
 from flashlet.serving.errors import RequestError
-
-SHORT_STEP_MS = 15.0  # what a step with prompts of a priority number above 0 should last
-SHORT_STEP_ROWS = 16  # rows of such a step while it is not known how long it would last
-LEAST_PREFILL = 4  # prompt tokens that come along all the same
 
 
 class Scheduler:
@@ -35,8 +32,7 @@ class Scheduler:
     take what is left then.
 
     While a prompt is to be computed, sequences with a larger priority number sit out, and they give up their
-    blocks and places to it. Prompts with a number above 0 come in short steps, because the next arrival
-    waits for the step that runs.
+    blocks and places to it. Those with a number above 0 come in short steps: see step_budget.py.
     """
 
     def __init__(
@@ -50,6 +46,7 @@ class Scheduler:
         self.blocks = blocks
         self.drafter = drafter
         self.times = times or StepTimes()
+        self.budget = StepBudget(config, self.times)
         self.waiting: deque[Sequence] = deque()  # in order of rank, like `running`
         self.running: list[Sequence] = []
         self.counters = Counters()
@@ -63,9 +60,9 @@ class Scheduler:
         """Decide one step. It is empty only if there is no sequence."""
         plan = Plan()
         self._level = self._find_level()
+        self.budget.begin(self._level)
         self._schedule_decodes(plan)
-        budget = self._schedule_prefills(plan, self._prefill_budget(len(plan.parts)))
-        self._admit(plan, budget)
+        self._admit(plan, self._schedule_prefills(plan, self.budget.prefill()))
         if self.drafter is not None:
             self._speculate(plan, self.drafter)
         return plan
@@ -118,23 +115,14 @@ class Scheduler:
         """Whether the step may compute anything of `sequence`. Those for which it may not run last."""
         return sequence.request.priority <= self._level
 
-    def _prefill_budget(self, num_decodes: int) -> int:
-        """Prompt tokens of a step in which so many sequences decode."""
-        budget = self.config.max_step_tokens - num_decodes
-        if num_decodes:
-            budget = min(budget, self.config.prefill_chunk)
-        if self._level > 0:
-            rows = self.times.rows_within(SHORT_STEP_MS) or SHORT_STEP_ROWS
-            budget = min(budget, max(rows - num_decodes, LEAST_PREFILL))
-        return budget
-
     def _schedule_decodes(self, plan: Plan) -> None:
         """A row for each running sequence with one uncomputed token: its newest, or its prompt's last."""
         index = 0
         # Preemption shortens the list, from its end. Who sits out stands there, too.
         while index < len(self.running) and self._takes_part(self.running[index]):
             sequence = self.running[index]
-            if sequence.num_uncomputed == 1 and self._make_room(sequence):
+            is_next = sequence.num_uncomputed == 1 and self.budget.admits(sequence)
+            if is_next and self._make_room(sequence):
                 self.blocks.append(sequence)
                 plan.add(sequence, 1)
             index += 1
@@ -210,8 +198,9 @@ class Scheduler:
     def _speculate(self, plan: Plan, drafter: Drafter) -> None:
         """Let decoding sequences of the first priority bring proposals, as far as there is room."""
         first = min((part.sequence.request.priority for part in plan.parts), default=0)
+        may_propose = first <= 0 or not self.budget.is_hasty
         for part in plan.parts:
-            part.may_propose = part.sequence.request.priority == first
+            part.may_propose = may_propose and part.sequence.request.priority == first
         drafter.plan(plan.parts, self.config.max_step_tokens - plan.num_rows)
         for part in plan.parts:
             if part.proposed:

@@ -16,6 +16,8 @@ import pytest
 from flashlet.model.config import ModelConfig, RopeConfig
 from flashlet.model.sampling import SampleRequest, SamplingParams, TokenLogprobs
 from flashlet.model.step import SequenceSlice, SliceOutput, Step
+from flashlet.serving.engine import engine as engine_module
+from flashlet.serving.engine import estimator, scheduler, step_budget
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
@@ -274,3 +276,12 @@ def toy() -> Iterator[SimpleNamespace]:
     for engine in engines:
         engine.check_integrity()
         assert engine.stats().kv_usage == 0.0 or engine.has_work
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The engine's time, in seconds: it stands still but for who sets `now`."""
+    clock = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now)
+    for module in (engine_module, estimator, scheduler, step_budget):
+        monkeypatch.setattr(module, "time", clock)
+    return clock

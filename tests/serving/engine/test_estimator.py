@@ -8,9 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flashlet.serving.engine import engine as engine_module
 from flashlet.serving.engine import estimator as estimator_module
-from flashlet.serving.engine import scheduler as scheduler_module
 from flashlet.serving.engine.answer_lengths import AnswerLengths
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest
@@ -25,24 +23,6 @@ def request(prompt: bytes, max_tokens: int = 8, **options: object) -> Generation
 def step_ms(load: StepLoad) -> float:
     """A made-up machine: steps of few rows cost the same."""
     return max(5.0, load.rows) + 0.2 * load.samples + load.decode_reads / 1000 + load.prefill_reads / 20000
-
-
-class Clock:
-    """Time that passes only in steps."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (engine_module, estimator_module, scheduler_module):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
 
 
 def test_step_times_are_learned() -> None:
@@ -114,7 +94,7 @@ def test_answers_that_are_always_cut_have_no_end_of_their_own() -> None:
     assert lengths.expected(0, 500) == 500
 
 
-def test_predictions_under_load(toy: SimpleNamespace, clock: Clock) -> None:
+def test_predictions_under_load(toy: SimpleNamespace, clock: SimpleNamespace) -> None:
     """Clients that ask again and again; the made-up machine takes its time for each step."""
     rng = random.Random(3)
     executor = toy.Executor(num_blocks=2048, context_length=400)

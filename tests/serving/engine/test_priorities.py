@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from flashlet.serving.engine import step_budget
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.engine.sequence import Sequence
+from flashlet.serving.engine.step_times import StepTimes
 
 LATER = 2**31 - 1  # of batches
 
@@ -23,6 +25,13 @@ def request(prompt: bytes, max_tokens: int = 8, priority: int = 0) -> Generation
 def last_widths(executor: SimpleNamespace) -> list[int]:
     """Tokens per slice of the latest step."""
     return [len(piece.token_ids) for piece in executor.steps[-1].slices]
+
+
+def known_times(engine: Engine, *points: tuple[int, float]) -> Engine:
+    """Let the scheduler believe in these milliseconds of steps by their rows, whatever it sees."""
+    times = engine.scheduler.budget._times = StepTimes()  # not the ones that learn
+    times.seed(points or [(1, 1.0), (8, 5.0), (32, 29.0)])
+    return engine
 
 
 def end(engine: Engine) -> None:
@@ -58,32 +67,72 @@ def test_equal_priorities_share_steps_whatever_the_number(toy: SimpleNamespace) 
     end(engine)
 
 
-def test_prompts_that_matter_less_come_in_short_steps(toy: SimpleNamespace) -> None:
+def test_prompts_that_matter_less_come_in_short_steps(toy: SimpleNamespace, clock: SimpleNamespace) -> None:
     executor = toy.Executor(context_length=256)
     engine = toy.engine(executor, max_step_tokens=128)
     engine.submit(request(b"a" * 40, 2, 1))
     engine.step()
     assert last_widths(executor) == [16]  # nothing is known of how long steps take
     end(engine)
-    engine = toy.engine(executor, max_step_tokens=128)
-    engine.scheduler.times.seed([(1, 1.0), (8, 5.0), (32, 29.0)])
+    engine = known_times(toy.engine(executor, max_step_tokens=128))
     engine.submit(request(b"b" * 40, 2, 1))
     engine.step()
-    assert last_widths(executor) == [18]  # 15 ms
+    assert last_widths(executor) == [23]  # 20 ms
+    engine.submit(request(b"live", 1))
+    engine.step()
+    engine.step()
+    assert last_widths(executor) == [13]  # 10 ms: the next one may come at any moment
     end(engine)
 
 
-def test_decodes_do_not_stop_the_prompts_of_their_kind(toy: SimpleNamespace) -> None:
+def test_so_many_decode_as_a_short_step_allows(toy: SimpleNamespace, clock: SimpleNamespace) -> None:
+    executor = toy.Executor(num_blocks=1000)
+    engine = toy.engine(executor)
+    for i in range(30):
+        engine.submit(request(bytes([97 + i]), 60, LATER))
+    engine.step()  # before anything is known
+    while len(engine.scheduler.running) < 30:
+        engine.step()
+    known_times(engine)
+    engine.step()
+    assert last_widths(executor) == [1] * 23
+    live = engine.submit(request(b"live", 3))
+    engine.step()
+    assert last_widths(executor) == [4]
+    engine.step()
+    assert last_widths(executor) == [1] * 13 and not live.is_finished
+    engine.step()
+    assert live.is_finished
+    clock.now += 9.0
+    engine.step()
+    assert last_widths(executor) == [1] * 13
+    clock.now += 2.0
+    engine.step()
+    assert last_widths(executor) == [1] * 23
+    known_times(engine, (1, 50.0), (8, 76.0), (32, 200.0))  # one more row than without them, at 1.5 times
+    engine.submit(request(b"live", 3))
+    engine.step()
+    engine.step()
+    assert len(last_widths(executor)) == 7
+    known_times(engine, (1, 50.0), (2, 500.0), (4, 5000.0))
+    engine.step()
+    assert len(last_widths(executor)) == 2  # somebody always gets on
+    end(engine)
+
+
+def test_decodes_do_not_stop_the_prompts_of_their_kind(toy: SimpleNamespace, clock: SimpleNamespace) -> None:
     executor = toy.Executor()
     engine = toy.engine(executor, max_step_tokens=64, max_sequences=32)
     for i in range(20):
-        engine.submit(request(bytes([97 + i]), 40, LATER))
+        engine.submit(request(bytes([97 + i]), 60, LATER))
     while len(engine.scheduler.running) < 20:
         engine.step()
+    known_times(engine)
     late = engine.submit(request(b"late but long", 1, LATER))
-    for _ in range(4):
+    for _ in range(3):
         engine.step()
-        assert last_widths(executor)[:20] == [1] * 20
+        assert last_widths(executor) == [1] * 19 + [4]
+    engine.step()
     assert late.is_finished
     end(engine)
 
@@ -125,7 +174,7 @@ def test_a_prefix_is_not_awaited_from_who_sits_out(toy: SimpleNamespace) -> None
 
 
 def test_only_the_first_priority_brings_proposals(
-    toy: SimpleNamespace, speculating: Callable[..., Engine]
+    toy: SimpleNamespace, speculating: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = toy.Executor(max_draft_tokens=3, accuracy=0.9)
     engine = speculating(toy.engine(executor, draft="auto"))
@@ -137,7 +186,9 @@ def test_only_the_first_priority_brings_proposals(
         for piece in executor.steps[-1].slices:
             proposed[live if piece.block_table == tuple(live.block_table) else batch] += len(piece.proposed)
     assert batch.num_output_tokens > 1 and live.num_accepted > 0
-    assert batch.num_accepted == batch.num_rejected == 0
+    engine.step()
+    assert batch.num_accepted == batch.num_rejected == 0  # somebody else may come
+    monkeypatch.setattr(step_budget, "REST", 0.0)
     end(engine)
     assert batch.num_accepted > 0  # alone, it may
 
