@@ -1,4 +1,4 @@
-"""Time to the first token of live requests, alone and while a batch runs, in turns.
+"""Time to the first token of live requests, alone and while a batch runs, in turns: two or three minutes.
 
 Needs a server that does nothing else:  python benchmarks/batch_latency.py http://127.0.0.1:8000
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import statistics
 import time
 from typing import Annotated, Any
@@ -21,15 +22,16 @@ from flashlet.model.registry import DEFAULT_MODEL, resolve
 from flashlet.model.tokenizer import load_tokenizer
 
 _WARM_UP = 3.0  # seconds until a batch has reached its full width
-_PAUSE = 0.3  # seconds between two live requests
-_LINES = 5000  # more than are answered while anything is measured
+_PAUSE = 0.1, 0.5  # seconds between two live requests, at random: they arrive anywhere in a step
+_LINES = 800  # more than are answered in a round
+_UNCOUNTED = 3  # requests before the first round
 _CONNECT = httpx.Timeout(60)
 
 
 def main(
     url: Annotated[str, typer.Argument(help="A running server.")],
     model: Annotated[str, typer.Option(help="What it serves, for the tokenizer.")] = DEFAULT_MODEL,
-    prompt_tokens: Annotated[str, typer.Option(metavar="N,N,...", help="Of live requests.")] = "30,200,1000",
+    prompt_tokens: Annotated[str, typer.Option(metavar="N,N,...", help="Of live requests.")] = "30,500",
     batch_prompt_tokens: Annotated[int, typer.Option(min=1)] = 200,
     requests: Annotated[int, typer.Option(min=2, help="Live requests of each length and round.")] = 15,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
@@ -42,6 +44,7 @@ def main(
         served = client.get("/v1/models").json()["data"][0]["id"]
         address = httpx.URL(url)
         endpoint = Endpoint(address.host, address.port or 80, served)
+        uvloop.run(_ttfts(endpoint, prompts, lengths[0], _UNCOUNTED))
         for _ in range(rounds):
             for busy in (False, True):
                 batch = _start_batch(client, prompts, batch_prompt_tokens) if busy else None
@@ -58,7 +61,7 @@ async def _ttfts(endpoint: Endpoint, prompts: PromptMaker, length: int, requests
     """Times to the first token, in seconds, of one request after the other."""
     ttfts = []
     for _ in range(requests):
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(random.uniform(*_PAUSE))
         ttfts.append((await complete(endpoint, prompts.prompt(length), 8)).answer().ttft)
     return ttfts
 
@@ -92,22 +95,24 @@ def _end_batch(client: httpx.Client, batch: dict[str, Any]) -> None:
     client.post(f"/v1/batches/{batch['id']}/cancel").raise_for_status()
     while client.get(f"/v1/batches/{batch['id']}").json()["status"] != "cancelled":
         time.sleep(0.1)
+    client.delete(f"/v1/files/{batch['input_file_id']}").raise_for_status()
     typer.echo(f"the batch: {answered / seconds:.2f} lines/s", err=True)
 
 
 def _report(lengths: list[int], samples: dict[tuple[int, bool], list[float]]) -> None:
-    """Print medians and 90th percentiles, in ms, and the ratio of the medians."""
-    typer.echo("| prompt | alone, ms | p90 | beside a batch, ms | p90 | ratio |\n|---|---|---|---|---|---|")
+    """Print medians and 90th percentiles, in ms, and their ratios."""
+    typer.echo(
+        "| prompt | alone, ms | p90 | beside a batch, ms | p90 | ratio | of p90 |\n" + "|---" * 7 + "|"
+    )
     for length in lengths:
-        medians, cells = [], []
-        for busy in (False, True):
-            values = samples[length, busy]
-            medians.append(statistics.median(values))
-            cells += [
-                f"{1e3 * medians[-1]:.1f}",
-                f"{1e3 * statistics.quantiles(values, n=10)[-1]:.1f}",
-            ]
-        typer.echo(f"| {length} | {' | '.join(cells)} | {medians[1] / medians[0]:.2f} |")
+        alone, beside = (_median_and_p90(samples[length, busy]) for busy in (False, True))
+        times = " | ".join(f"{1e3 * value:.1f}" for value in (*alone, *beside))
+        ratios = " | ".join(f"{busy / idle:.2f}" for idle, busy in zip(alone, beside, strict=True))
+        typer.echo(f"| {length} | {times} | {ratios} |")
+
+
+def _median_and_p90(values: list[float]) -> tuple[float, float]:
+    return statistics.median(values), statistics.quantiles(values, n=10)[-1]
 
 
 if __name__ == "__main__":
