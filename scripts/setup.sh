@@ -7,11 +7,24 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv_python=$root/.venv/bin/python
 
 setup() {
-    local what=$1 key target=$root included
+    local key
     key=$(setup_key)
-    if [[ $(cat "$root/.venv/installed-$what" 2>/dev/null) == "$key" ]]; then
+    if is_set_up "$1"; then
         return
     fi
+    mkdir -p "$root/.cache"
+    {
+        flock 9  # scripts that start together install once
+        is_set_up "$1" || set_up "$1" 9>&-
+    } 9>"$root/.cache/setup.lock"
+}
+
+is_set_up() {
+    [[ $(cat "$root/.venv/installed-$1" 2>/dev/null) == "$key" ]]
+}
+
+set_up() {
+    local what=$1 target=$root included
     case $what in
         base) included=(base) ;;
         torch) included=(base torch) ;;

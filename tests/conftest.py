@@ -28,9 +28,11 @@ CHATML = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Quantized weights of test models do not end up in the user's cache."""
+    """Quantized weights of test models do not end up in the user's cache; the workers of one run share them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLASHLET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("FLASHLET_CACHE", str(folder))
         yield
 
 
