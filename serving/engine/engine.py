@@ -38,6 +38,7 @@ from flashlet.serving.errors import (
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # failed steps in a row after which the executor is given up
+NEXT_ENDS = 40  # from which it is computed when refused clients should come back
 SEED_ROWS = (1, 2, 4, 8, 16, 32)  # whose measured times the estimates begin with
 
 SequenceEvent = tuple[Sequence, TokenEvent | RequestError]
@@ -272,9 +273,8 @@ class Engine:
             )
 
     def _next_ends(self) -> list[float]:
-        """Seconds until each sequence that is here ends, as far as that is known."""
-        limit = self.config.max_sequences + self.config.max_waiting
-        return [ms / 1e3 for ms in self._estimator.ends(limit)]
+        """Seconds until each of the next sequences ends, as far as that is known."""
+        return [ms / 1e3 for ms in self._estimator.ends(NEXT_ENDS)]
 
 
 def _check_token_ids(name: str, token_ids: tuple[int, ...] | list[int], vocab_size: int) -> None:

@@ -196,12 +196,16 @@ def _moments(
 ) -> tuple[float, float]:
     """When `own` gets its first token, and its last."""
     first: float | None = None
+    begun = 0.0
     for now, job, ended in events:
         if job is own:
-            first = now if first is None else first
+            if first is None:
+                first, begun = now, forecast.tokens
             if ended:
                 return first, now
-    return forecast.now if first is None else first, forecast.now  # at the earliest
+    if first is None or forecast.tokens <= begun:
+        return forecast.now, forecast.now  # at the earliest
+    return first, first + (forecast.now - first) * own.output / (forecast.tokens - begun)
 
 
 def _prefill(sequence: Sequence) -> int:

@@ -11,7 +11,8 @@ from heapq import heappop, heappush
 
 from flashlet.serving.engine.step_times import StepTimes
 
-MAX_ROUNDS = 1500  # then the rest is taken to go on as it went
+MAX_ROUNDS = 250  # that are played: what is behind goes on as it went
+HEAD, SAMPLE = 16, 32  # sequences of a long queue that are played: those in front, and about so many others
 
 
 @dataclass(slots=True, eq=False)
@@ -66,12 +67,12 @@ class Forecast:
         self, times: StepTimes, limits: Limits, running: Sequence[Job], waiting: Sequence[Job], began: float
     ) -> None:
         """`began`: when the first step began, in milliseconds from now, so it is not positive."""
-        self.now = began
+        self.now = began  # milliseconds
+        self.tokens = 0.0  # that each decoding sequence has got
         self._times = times
         self._limits = limits
-        self._tokens = 0.0  # that each decoding sequence has got
         self._contexts = 0.0  # tokens of context of all decoding sequences
-        self._decoding: list[tuple[float, int, Job]] = []  # heap by `_tokens` at the end
+        self._decoding: list[tuple[float, int, Job]] = []  # heap by `tokens` at the end
         self._prefilling = deque(job for job in running if job.prefill)
         self._waiting = deque(waiting)
         self._count = 0
@@ -84,14 +85,21 @@ class Forecast:
         self._waiting.append(job)
 
     def settle(self, newcomers: Sequence[Job] = ()) -> None:
-        """Go on until nobody waits any more, `newcomers` included, who arrive during the first step."""
-        later = [*newcomers]
-        while self._waiting or later:
-            for _ in self._round(0, one_step=bool(later)):
-                pass
-            self.now = max(self.now, 0.0)
-            self._waiting.extend(later)
-            later.clear()
+        """Go on until nobody waits any more, `newcomers` included, who arrive during the first step.
+
+        Of a long queue a sample is played, and the time that it takes is stretched to what it stands for.
+        """
+        if newcomers:
+            self._play_round(one_step=True)
+            self._waiting.extend(newcomers)
+        queue = [*self._waiting]
+        behind = queue[HEAD:]
+        sample = behind[:: math.ceil(len(behind) / SAMPLE) or 1]
+        stretch = _work(behind) / _work(sample) if sample else 1.0
+        self._start(queue[:HEAD])
+        began = self.now
+        self._start(sample)
+        self.now = began + (self.now - began) * stretch
 
     def copy(self) -> Forecast:
         """The same state, to go on from it another way."""
@@ -123,6 +131,17 @@ class Forecast:
             self._waiting.extend(later)
             later.clear()
 
+    def _start(self, queue: Sequence[Job]) -> None:
+        """Go on until all of the queue have begun."""
+        self._waiting = deque(queue)
+        while self._waiting:
+            self._play_round()
+
+    def _play_round(self, *, one_step: bool = False) -> None:
+        for _ in self._round(0, one_step=one_step):
+            pass
+        self.now = max(self.now, 0.0)  # the first step may take longer than expected
+
     def _round(self, num_beside: int, *, one_step: bool) -> Iterator[tuple[Job, bool]]:
         """One step, or several that are alike; then those who got their first token, or ended."""
         num_decoding = len(self._decoding)
@@ -130,7 +149,7 @@ class Forecast:
         rows, reads, started = self._prefill(num_decoding)
         steps = 1
         if num_decoding and not started and not one_step:
-            steps = max(1, math.ceil((self._decoding[0][0] - self._tokens) / gain))  # until the next one ends
+            steps = max(1, math.ceil((self._decoding[0][0] - self.tokens) / gain))  # until the next one ends
         if rows and steps > 1:  # chunk after chunk of one prompt
             job = self._prefilling[0]
             steps = min(steps, 1 + int(job.prefill // rows))
@@ -143,9 +162,9 @@ class Forecast:
         samples = num_decoding + beside + len(started) / steps
         contexts = self._contexts + num_decoding * gain * steps / 2
         self.now += steps * self._times.ms_of(num_decoding + beside + rows, samples, contexts, reads)
-        self._tokens += gain * steps
+        self.tokens += gain * steps
         self._contexts += num_decoding * gain * steps
-        while self._decoding and self._decoding[0][0] <= self._tokens + 1e-6:
+        while self._decoding and self._decoding[0][0] <= self.tokens + 1e-6:
             job = heappop(self._decoding)[2]
             self._contexts -= job.size + job.output
             yield job, True
@@ -198,4 +217,9 @@ class Forecast:
     def _decode(self, job: Job) -> None:
         self._count += 1
         self._contexts += job.context
-        heappush(self._decoding, (self._tokens + job.output, self._count, job))
+        heappush(self._decoding, (self.tokens + job.output, self._count, job))
+
+
+def _work(jobs: Sequence[Job]) -> float:
+    """Rows to be computed."""
+    return sum(job.prefill + job.output for job in jobs)

@@ -18,7 +18,7 @@ class RetryTimes:
     """Gives the places that the next ends free up to refused clients, in order. Used under one lock."""
 
     def __init__(self, next_ends: Callable[[], list[float]]) -> None:
-        """`next_ends`: seconds until each of the sequences that are here ends, as far as it is known."""
+        """`next_ends`: seconds until each of the next sequences ends, as far as it is known."""
         self._next_ends = next_ends
         self._ends: list[float] = []  # seconds of time.perf_counter()
         self._made = float("-inf")

@@ -29,6 +29,9 @@ class _Samples:
 class StepCosts:
     """Measured at the start (see calibration.py), then followed step by step, because it changes with the
     length of the contexts and with what else the machine does.
+
+    Not one with StepTimes, whose smooth curve over any kind of step would hide what drafting weighs: the
+    stairs between one count of rows, proposals included, and the next, as the median of the latest steps.
     """
 
     def __init__(self) -> None:

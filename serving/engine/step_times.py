@@ -42,7 +42,8 @@ class StepLoad:
 class StepTimes:
     """Milliseconds of a step: a curve over its rows, plus something per sampled token and token read.
 
-    Learns by normalized least mean squares (Widrow and Hoff, "Adaptive switching circuits", 1960).
+    Learns by normalized least mean squares (Widrow and Hoff, "Adaptive switching circuits", 1960). StepCosts
+    says more precisely, but of decode steps only, what another row costs.
     """
 
     def __init__(self) -> None:
