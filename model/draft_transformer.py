@@ -15,7 +15,7 @@ from flashlet.kernels.reference import BLOCK_SIZE
 from flashlet.model.arithmetic import Arithmetic, Linear, Matrix
 from flashlet.model.draft import DraftConfig
 from flashlet.model.kv_pool import KvPool
-from flashlet.model.sampler import sample
+from flashlet.model.sampler import probability, sample
 from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
 from flashlet.model.transformer import Decoder, Layer, Segment, Transformer
 from flashlet.model.transformer_weights import Int8Reader
@@ -84,8 +84,12 @@ class DraftTransformer:
         return self._rows(state, next_tokens, segment)
 
     @torch.inference_mode()
-    def propose(self, state: Tensor, segment: Segment, request: SampleRequest, count: int) -> list[int]:
-        """Up to `count` tokens that may follow the token of `request`.
+    def propose(
+        self, state: Tensor, segment: Segment, request: SampleRequest, count: int, least_confidence: float
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Up to `count` tokens that may follow the token of `request`, and the draft's probability of each.
+
+        Nothing comes behind a token whose probability is below `least_confidence`.
 
         `segment` is the last known row, `state` [1, hidden] what `follow` gave for it. The choice is the
         request's, but for penalties, biases and masks.
@@ -95,17 +99,20 @@ class DraftTransformer:
             params.temperature, params.top_k, params.top_p, params.min_p, seed=params.seed
         )
         tokens: list[int] = []
-        while len(tokens) < count:
+        confidences: list[float] = []
+        while len(tokens) < count and (not tokens or confidences[-1] >= least_confidence):
             if tokens:
                 position = segment.start + len(tokens)
                 row = Segment(1, position, self._table(segment, position), segment.first_visible)
                 state = self._rows(state, tokens[-1:], row)
             try:
                 choice = SampleRequest(params, request.position + 1 + len(tokens))
-                tokens.append(sample(self._logits(state), choice))
+                logits = self._logits(state)
+                tokens.append(sample(logits, choice))
             except NoTokenError:  # of the draft's own making: there is nothing to propose
                 break
-        return tokens
+            confidences.append(probability(logits, tokens[-1], params.temperature))
+        return tuple(tokens), tuple(confidences)
 
     def _rows(self, state: Tensor, next_tokens: Sequence[int], segment: Segment) -> Tensor:
         w = self._weights

@@ -139,6 +139,7 @@ class NativeExecutor:
         logprobs: Sequence[_Logprobs],
         targets: Sequence[_Logprobs],
         proposed: Sequence[int],
+        confidences: Sequence[float],
         features: NDArray[np.float32] | None,
     ) -> SliceOutput:
         if (token_ids and token_ids[-1] < 0) or any(target[0] < 0 for target in targets):
@@ -148,6 +149,7 @@ class NativeExecutor:
             logprobs=tuple(TokenLogprobs(*item) for item in logprobs),
             target_logprobs=tuple(TokenLogprobs(*target) for target in targets),
             proposed=tuple(proposed),
+            confidences=tuple(confidences),
             features=features,
         )
 

@@ -143,20 +143,22 @@ class TorchExecutor:
         item = result.item
         rows = slice(first_row, first_row + len(item.token_ids))
         stacked = [features[index][rows] for index in item.features]
+        proposed, confidences = self._proposed(item, result.chosen, first_row, features)
         return SliceOutput(
             token_ids=tuple(result.chosen),
             logprobs=tuple(result.logprobs),
             target_logprobs=tuple(result.targets),
-            proposed=self._proposed(item, result.chosen, first_row, features),
+            proposed=proposed,
+            confidences=confidences,
             features=torch.stack(stacked, dim=1).cpu().numpy() if stacked else None,
         )
 
     def _proposed(
         self, item: SequenceSlice, chosen: list[int], first_row: int, features: Mapping[int, Tensor]
-    ) -> tuple[int, ...]:
-        """Let the draft follow the rows whose next tokens are known, and propose."""
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Let the draft follow the rows whose next tokens are known; its proposals and their confidences."""
         if not self._draft or not item.draft:
-            return ()
+            return (), ()
         request = item.draft
         after = chosen if request.next_token is None else [request.next_token]
         next_tokens = [*item.token_ids[1:], *after]
@@ -169,9 +171,10 @@ class TorchExecutor:
         end = item.start + known
         count = min(request.num_tokens, self.config.context_length - 1 - end)
         if count <= 0:
-            return ()
+            return (), ()
         last = Segment(1, end - 1, table, request.start)
-        return tuple(self._draft.propose(states[-1:], last, item.samples[len(chosen) - 1], count))
+        sampled = item.samples[len(chosen) - 1]
+        return self._draft.propose(states[-1:], last, sampled, count, request.least_confidence)
 
     def close(self) -> None:
         """Free weights and KV pool."""

@@ -71,6 +71,13 @@ def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> 
     return TokenLogprobs(token_id, float(values[token_id]), tuple((int(i), float(values[i])) for i in top))
 
 
+def probability(logits: NDArray[np.float32], token_id: int, temperature: float) -> float:
+    """Of `token_id` at `temperature`, at 1 if that means greedy, in binary64."""
+    values = logits.astype(np.float64) / (1.0 if temperature < _GREEDY_BELOW else temperature)
+    weights = np.exp(values - values.max())
+    return float(weights[token_id] / weights.sum())
+
+
 def _checked(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     if np.isnan(logits).any() or np.isposinf(logits).any():
         raise NoTokenError("the model produced logits that are not numbers")

@@ -23,6 +23,7 @@ class DraftRequest:
     num_tokens: int  # most tokens to propose; 0: only follow
     start: int  # the draft has followed the sequence from this position up to the slice, without a gap
     next_token: int | None = None  # the known token after the slice, where nothing is sampled
+    least_confidence: float = 0.0  # nothing is proposed behind a token of less
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +69,5 @@ class SliceOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per accepted token, if asked for
     target_logprobs: tuple[TokenLogprobs, ...] = ()  # one per logprob target
     proposed: tuple[int, ...] = ()  # what the draft model expects after token_ids[-1]
+    confidences: tuple[float, ...] = ()  # its probability of each, at the request's temperature or, greedy, 1
     features: NDArray[np.float32] | None = None  # [len(token_ids of the slice), features asked for, hidden]

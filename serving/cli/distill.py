@@ -97,7 +97,7 @@ def train(
     attention: Annotated[bool, typer.Option(help="Layers that attend, or feed-forward ones only.")] = True,
     rollout: Annotated[int, typer.Option(min=1, help="Drafted tokens in a rollout.")] = 3,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-4,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 1024,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 256,
     checkpoint_seconds: Annotated[float, typer.Option(min=0.0, help="Evaluate and save so often.")] = 600.0,
     seed: SeedOption = 0,
 ) -> None:

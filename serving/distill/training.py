@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from flashlet.serving.distill.windows import Batch
 
 REPORT_SECONDS = 15.0
-AVERAGED_BATCHES = 100  # most that count in the moving average of the weights; a tenth of them at first
+AVERAGED_BATCHES = 400  # most that count in the moving average of the weights; a tenth of them at first
 LAST_RATE = 0.1  # of the learning rate, when the budget is used up
 
 EpochOfBatches = Callable[[random.Random, int], Iterator[Batch]]  # shuffled by it, and how many to leave out
@@ -29,9 +29,9 @@ class TrainingOptions:
 
     num_rows: int = 10_000_000  # rows of windows seen, padding and repetitions included
     seconds: float = math.inf
-    batch_rows: int = 1024
+    batch_rows: int = 256
     learning_rate: float = 5e-4
-    warmup_batches: int = 30
+    warmup_batches: int = 200
     weight_decay: float = 0.01
     seed: int = 0
     checkpoint_seconds: float = 600.0
@@ -62,7 +62,7 @@ class Trainer:
             for name, parameter in loss.named_parameters()
             if parameter.requires_grad
         ]
-        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
         # Steady weights at any time, while the learning rate is still high.
         self._average = AveragedModel(model, avg_fn=_moving_average)
         self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)

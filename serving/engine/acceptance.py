@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 
@@ -11,6 +11,17 @@ class Prior(Protocol):
 
     def rate(self, index: int) -> float:
         """Probability for `index`, 0 to 1."""
+
+
+class Identity:
+    """Index i of `size` bins stands for the middle of the i-th part of 0 .. 1."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def rate(self, index: int) -> float:
+        """The middle of bin `index`."""
+        return (index + 0.5) / self._size
 
 
 class FixedPrior:
@@ -25,7 +36,7 @@ class FixedPrior:
 
 
 class Acceptance:
-    """Success rates by index (a position, or the length of a match), where the latest trials count most.
+    """Success rates by index, say a position or a confidence, where the latest trials count most.
 
     A rate is that of the decayed counts and of `weight` imagined trials that went as `prior` says.
     """
@@ -55,21 +66,21 @@ class Acceptance:
         self._trials = [count * self._fading for count in self._trials]
         self._hits = [count * self._fading for count in self._hits]
 
-    def survival(self, first: int, count: int) -> list[float]:
-        """Probabilities that the first, the first two, ... of `count` proposals are right.
+    def survival(self, indices: Iterable[int]) -> list[float]:
+        """Probabilities that the first, the first two, ... of some proposals are right.
 
-        Proposal i succeeds, given those before it, as often as index `first + i` does.
+        Each succeeds, given those before it, as often as its index does.
         """
         survival: list[float] = []
         alive = 1.0
-        for index in range(first, first + count):
+        for index in indices:
             alive *= self.rate(index)
             survival.append(alive)
         return survival
 
-    def score(self, first: int, proposed: Sequence[int], actual: Sequence[int]) -> None:
+    def score(self, indices: Iterable[int], proposed: Sequence[int], actual: Sequence[int]) -> None:
         """Count the proposals up to the first wrong one, as far as it is known what came."""
-        for i, (guess, token_id) in enumerate(zip(proposed, actual, strict=False)):
-            self.record(first + i, hit=guess == token_id)
+        for index, guess, token_id in zip(indices, proposed, actual, strict=False):
+            self.record(index, hit=guess == token_id)
             if guess != token_id:
                 return

@@ -7,9 +7,10 @@ it is the token that the sampler chooses, so that outputs do not depend on it.
 from __future__ import annotations
 
 from collections import abc
+from itertools import count
 
 from flashlet.model.step import DraftRequest, SliceOutput
-from flashlet.serving.engine.acceptance import Acceptance, FixedPrior, Prior
+from flashlet.serving.engine.acceptance import Acceptance, FixedPrior, Identity, Prior
 from flashlet.serving.engine.draft_widths import WORTHWHILE, best_widths
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
 from flashlet.serving.engine.ngram_index import MAX_MATCH
@@ -20,6 +21,7 @@ from flashlet.serving.engine.step_costs import StepCosts
 
 MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
 MODEL_PRIOR = FixedPrior((0.45,))  # by position
+CONFIDENCES = 10  # parts of 0 .. 1 that are told apart
 MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by length of the match
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
@@ -36,6 +38,7 @@ class Drafter:
         self.comparison = LiveComparison(costs)
         self._max_model_tokens = max_model_tokens
         self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
+        self._by_confidence = _shared_acceptance(CONFIDENCES, Identity(CONFIDENCES))
         self._by_match = _shared_acceptance(MAX_MATCH + 1, MATCH_PRIOR)
 
     def plan(self, parts: abc.Sequence[Part], free_rows: int) -> None:
@@ -61,12 +64,15 @@ class Drafter:
         if draft is None or not part.samples:
             return
         for acceptance in (draft.by_position, self._by_position):
-            acceptance.score(0, draft.model_tokens, output.token_ids)
+            acceptance.score(count(), draft.model_tokens, output.token_ids)
+        for acceptance in (draft.by_confidence, self._by_confidence):
+            acceptance.score(draft.confidences, draft.model_tokens, output.token_ids)
         if draft.match is not None:
             for acceptance in (draft.by_match, self._by_match):
-                acceptance.score(draft.match.length, draft.match.tokens, output.token_ids)
+                acceptance.score(count(draft.match.length), draft.match.tokens, output.token_ids)
         draft.match = None
         draft.model_tokens = output.proposed
+        draft.confidences = [min(int(CONFIDENCES * part), CONFIDENCES - 1) for part in output.confidences]
 
     def step_done(self, parts: abc.Sequence[Part], num_tokens: int, ms: float) -> None:
         """A planned step that gave `num_tokens` new tokens took so long, everything around it included."""
@@ -74,13 +80,15 @@ class Drafter:
             return
         rows = sum(part.num_rows for part in parts)
         drafted = [
-            part.draft.num_tokens for part in parts if part.draft is not None and part.draft.num_tokens
+            len(part.sequence.draft.model_tokens)
+            for part in parts
+            if part.draft is not None and part.draft.num_tokens and part.sequence.draft is not None
         ]
-        if drafted:
+        if sum(drafted):
             self.costs.observe_draft(rows, len(drafted), sum(drafted), ms)
         else:
             self.costs.observe(rows, ms)
-        speculated = bool(drafted) or rows > len(parts)
+        speculated = sum(drafted) > 0 or rows > len(parts)
         self.comparison.step_done(len(parts), num_tokens, ms, speculated=speculated)
 
     def _propose(self, decodes: list[Part], num_rows: int, free_rows: int) -> None:
@@ -119,10 +127,11 @@ class Drafter:
                 widths = best_widths(curves, len(sampling), cost, len(sampling) * self._max_model_tokens)
                 self._forget_a_little(sampling, curves, widths)
             _count_quiet(sampling, widths)
+        least = self._least_confidence(len(sampling)) if any(widths) else 0.0
         for part, width in zip(sampling, widths, strict=True):
             draft = part.sequence.draft
             if width or (draft and draft.followed_from is not None and draft.num_quiet < QUIET):
-                self._follow(part, width)
+                self._follow(part, width, least)
         if len(sampling) < len(parts) and self._model_pays(len(parts)):
             for part in parts:
                 if not part.samples and part.sequence.max_tokens and part.sequence.request.draft == "auto":
@@ -139,7 +148,14 @@ class Drafter:
             if curve and not width:
                 self._draft_of(part.sequence).by_position.fade()
 
-    def _follow(self, part: Part, num_tokens: int) -> None:
+    def _least_confidence(self, num_sequences: int) -> float:
+        """Below which no token behind a proposal could be worth drafting and verifying it."""
+        cost = self._drafting_cost(num_sequences)
+        least = (cost(2) - cost(0)) / 2 / (cost(0) / num_sequences)
+        rates = map(self._by_confidence.rate, range(CONFIDENCES))
+        return next((i / CONFIDENCES for i, rate in enumerate(rates) if rate > least), 1.0)
+
+    def _follow(self, part: Part, num_tokens: int, least_confidence: float = 0.0) -> None:
         """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""
         sequence = part.sequence
         draft = self._draft_of(sequence)
@@ -147,7 +163,7 @@ class Drafter:
             draft.followed_from = sequence.num_computed
         end = sequence.num_computed + part.num_tokens
         next_token = sequence.tokens[end] if end < len(sequence.tokens) else None
-        part.draft = DraftRequest(num_tokens, draft.followed_from, next_token)
+        part.draft = DraftRequest(num_tokens, draft.followed_from, next_token, least_confidence)
 
     def _model_curve(self, part: Part) -> list[float]:
         """Chances of the draft model's next proposals for `part`; empty where it is not to propose."""
@@ -158,7 +174,7 @@ class Drafter:
         useful = sequence.max_tokens - sequence.num_output_tokens - 2  # behind this step's and the next's
         if draft.uses_match or useful <= 0:
             return []
-        return draft.by_position.survival(0, min(self._max_model_tokens, useful))
+        return draft.by_position.survival(range(min(self._max_model_tokens, useful)))
 
     def _drafting_cost(self, num_sequences: int) -> Cost:
         """Milliseconds of a step that verifies so many tokens, and of drafting them before."""
@@ -170,7 +186,7 @@ class Drafter:
         cost = self._drafting_cost(num_sequences)
         if not _could_pay(num_sequences, cost):
             return False
-        curves = [self._by_position.survival(0, self._max_model_tokens)] * num_sequences
+        curves = [self._by_position.survival(range(self._max_model_tokens))] * num_sequences
         return any(best_widths(curves, num_sequences, cost, num_sequences * self._max_model_tokens))
 
     def _draft_of(self, sequence: Sequence) -> SequenceDraft:
@@ -180,6 +196,7 @@ class Drafter:
                 Acceptance(
                     max(1, self._max_model_tokens), self._by_position, weight=3, decay=0.95, fading=0.99
                 ),
+                Acceptance(CONFIDENCES, self._by_confidence, weight=8, decay=0.98, fading=1.0),
                 Acceptance(MAX_MATCH + 1, self._by_match, weight=3, decay=0.95, fading=0.99),
             )
         return sequence.draft

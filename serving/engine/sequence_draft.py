@@ -11,16 +11,18 @@ class SequenceDraft:
     """Proposals for the next tokens of a sequence, and how good earlier ones were."""
 
     __slots__ = (
-        "by_match", "by_position", "followed_from", "index", "match", "model_tokens", "num_quiet",
-        "uses_match",
+        "by_confidence", "by_match", "by_position", "confidences", "followed_from", "index", "match",
+        "model_tokens", "num_quiet", "uses_match",
     )  # fmt: skip
 
-    def __init__(self, by_position: Acceptance, by_match: Acceptance) -> None:
+    def __init__(self, by_position: Acceptance, by_confidence: Acceptance, by_match: Acceptance) -> None:
         self.by_position = by_position  # of the draft model's proposals
+        self.by_confidence = by_confidence  # of the same, by the draft model's own probability of each
         self.by_match = by_match  # of the n-grams', by length of the match
         self.index = NgramIndex()
         self.match: Match | None = None  # what the n-grams say about the tokens of this step
         self.model_tokens: tuple[int, ...] = ()  # what the draft model says about them
+        self.confidences: list[int] = []  # how sure it is of each, as indices of `by_confidence`
         self.uses_match = False  # whether n-grams were better in this step
         self.followed_from: int | None = None  # the draft model has seen everything since this position
         self.num_quiet = 0  # steps in a row in which drafting did not seem to pay
@@ -28,7 +30,7 @@ class SequenceDraft:
     def forget(self) -> None:
         """The sequence will be computed again: what the executor had for it is gone."""
         self.match = None
-        self.model_tokens = ()
+        self.model_tokens, self.confidences = (), []
         self.followed_from = None
 
     def look_up(self, sequence: Sequence, count: int) -> None:
@@ -42,11 +44,11 @@ class SequenceDraft:
         The sources are compared over as many tokens as both propose.
         """
         ours = self._useful(sequence, self.model_tokens, limit)
-        curve = self.by_position.survival(0, len(ours))
+        curve = self.by_confidence.survival(self.confidences[: len(ours)])
         self.uses_match = False
         if self.match is not None:
             theirs = self._useful(sequence, self.match.tokens, limit)
-            other = self.by_match.survival(self.match.length, len(theirs))
+            other = self.by_match.survival(range(self.match.length, self.match.length + len(theirs)))
             both = min(len(ours), len(theirs))
             if sum(other[:both]) >= sum(curve[:both]):
                 self.uses_match = True

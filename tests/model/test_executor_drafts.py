@@ -232,6 +232,41 @@ def test_drawn_proposals_use_the_noise_of_their_positions(
     assert len(set(_all_proposals(ours))) > 20
 
 
+def test_nothing_is_proposed_behind_a_token_that_the_draft_is_not_sure_of(
+    arrays: dict[str, NDArray[Any]], draft: Path
+) -> None:
+    """Others beside it go on; both executors are as sure."""
+    params = SamplingParams(temperature=0.9, seed=5)
+    texts = [(_tokens(20, 1), GREEDY), (_tokens(33, 2), params), (_tokens(7, 3), GREEDY)]
+    native, reference = _native(arrays, draft=draft), _torch(arrays, draft=draft)
+
+    def proposals(executor: Executor, least: list[float]) -> list[SliceOutput]:
+        return list(executor.execute(Step([
+            SequenceSlice(
+                prompt, 0, [2 * i, 2 * i + 1], [SampleRequest(params, len(prompt))],
+                draft=DraftRequest(8, 0, least_confidence=part),
+            )
+            for i, ((prompt, params), part) in enumerate(zip(texts, least, strict=True))
+        ])))  # fmt: skip
+
+    whole = proposals(native, [0.0, 0.0, 0.0])
+    for theirs, ours in zip(proposals(reference, [0.0, 0.0, 0.0]), whole, strict=True):
+        assert len(ours.confidences) == len(ours.proposed) == 8
+        assert theirs.proposed == ours.proposed
+        assert theirs.confidences == pytest.approx(ours.confidences, rel=1e-4)
+        assert all(0 < value < 1 for value in ours.confidences)
+    for place in range(3):
+        least = [0.0, 0.0, 0.0]
+        least[place] = sorted(whole[place].confidences)[3] * 1.001
+        stop = next(i for i, value in enumerate(whole[place].confidences) if value < least[place]) + 1
+        for executor in (native, reference):
+            outputs = proposals(executor, least)
+            for i, output in enumerate(outputs):
+                count = stop if i == place else 8
+                assert output.proposed == whole[i].proposed[:count]
+                assert len(output.confidences) == count
+
+
 def _all_proposals(runs: list[_Run]) -> list[int]:
     return [token_id for run in runs for part in run.proposed for token_id in part]
 

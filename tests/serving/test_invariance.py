@@ -74,9 +74,10 @@ class Foreseeing:
 
     def execute(self, step: Step) -> abc.Sequence[SliceOutput]:
         outputs = self._executor.execute(Step([replace(piece, draft=None) for piece in step.slices]))
+        proposals = map(self._proposed, step.slices, outputs)
         return [
-            replace(output, proposed=self._proposed(piece, output))
-            for piece, output in zip(step.slices, outputs, strict=True)
+            replace(output, proposed=part, confidences=(0.95,) * len(part))
+            for output, part in zip(outputs, proposals, strict=True)
         ]
 
     def _proposed(self, piece: SequenceSlice, output: SliceOutput) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 #include "draft.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace flashlet {
@@ -72,10 +73,11 @@ void Draft::run(Worker& worker, StepPlan& plan) {
     team_.finish(worker, Stage::kDraft);
     if (rows_.empty()) return;
     follow(worker);
-    const auto active = [&](int round) {  // proposals that want a token in this round
-        const auto end = std::find_if(proposals_.begin(), proposals_.end(),
-                                      [&](const Proposal& item) { return item.num_tokens <= round; });
-        return static_cast<int>(end - proposals_.begin());
+    const auto active = [&](int round) {  // proposals up to the last that wants a token in this round
+        const auto end = std::find_if(proposals_.rbegin(), proposals_.rend(), [&](const Proposal& item) {
+            return item.num_tokens > round && !item.stopped;
+        });
+        return static_cast<int>(proposals_.rend() - end);
     };
     for (int round = 0; active(round) > 0; ++round) {
         if (round > 0) {
@@ -198,23 +200,35 @@ void Draft::choose(Worker& worker, int rows) {
             const auto at = static_cast<size_t>(row);
             Proposal& proposal = proposals_[at];
             Slice& slice = plan_->slices[static_cast<size_t>(proposal.slice)];
-            float* logits = logits_.data() + at * static_cast<size_t>(logit_stride_);
-            const int32_t chosen = token(worker, proposal.params, logits);
-            rows_[at].next_token = std::max(chosen, 0);
-            proposal.stopped |= chosen < 0;
-            if (!proposal.stopped) slice.drafted[static_cast<size_t>(slice.num_drafted++)] = chosen;
-            ++proposal.params.position;
+            if (!proposal.stopped)
+                propose(worker, proposal, slice, logits_.data() + at * static_cast<size_t>(logit_stride_));
+            rows_[at].next_token = slice.drafted[static_cast<size_t>(std::max(slice.num_drafted - 1, 0))];
             ++segments_[at].start;
         }
     });
     team_.finish(worker, Stage::kDraft);
 }
 
-// -1 where the logits are not numbers.
-int32_t Draft::token(Worker& worker, const SampleParams& params, float* logits) const {
+// One more token, unless the logits are not numbers.
+void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const {
     std::fill(logits + weights_.num_outputs, logits + logit_stride_, kNever);
-    const int32_t chosen = worker.draft_sampler->sample(logits, params);
-    return chosen < 0 ? -1 : weights_.vocab_ids[chosen];
+    const int32_t chosen = worker.draft_sampler->sample(logits, proposal.params);
+    proposal.stopped = chosen < 0;
+    if (proposal.stopped) return;
+    const auto at = static_cast<size_t>(slice.num_drafted++);
+    slice.drafted[at] = weights_.vocab_ids[chosen];
+    slice.confidences[at] = confidence(logits, chosen, proposal.params.temperature);
+    proposal.stopped =
+        slice.confidences[at] < slice.draft.least_confidence || slice.num_drafted == proposal.num_tokens;
+    ++proposal.params.position;
+}
+
+// Probability of the chosen token at this temperature, at 1 if nothing is drawn.
+float Draft::confidence(const float* logits, int chosen, float temperature) const {
+    if (temperature < kGreedyBelow) temperature = 1.0f;
+    const float top = logits[kernels_.argmax(logits, logit_stride_)];
+    return std::exp((logits[chosen] - top) / temperature) /
+           kernels_.exp_sum(logits, logit_stride_, top, temperature);
 }
 
 }  // namespace flashlet

@@ -44,7 +44,7 @@ class Draft {
     struct Proposal {
         int slice, num_tokens;
         int32_t last_token;  // that was sampled
-        bool stopped;        // the logits were not numbers
+        bool stopped;        // nothing more is to be drafted
         SampleParams params;
     };
 
@@ -57,7 +57,8 @@ class Draft {
     void layers(Worker& worker, int rows, int finished);
     void enter(Worker& worker, int rows);
     void choose(Worker& worker, int rows);
-    int32_t token(Worker& worker, const SampleParams& params, float* logits) const;
+    void propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const;
+    float confidence(const float* logits, int chosen, float temperature) const;
 
     Team& team_;
     const KernelTable& kernels_;

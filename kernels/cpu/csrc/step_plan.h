@@ -13,9 +13,10 @@ inline constexpr int kMaxDraftTokens = 8;
 
 // What the draft model does for a slice.
 struct DraftOrder {
-    int num_tokens = -1;      // most tokens to propose; -1: the draft does not follow this slice
-    int start = 0;            // first position that the draft has followed
-    int32_t next_token = -1;  // the known token after the slice where nothing is sampled
+    int num_tokens = -1;            // most tokens to propose; -1: the draft does not follow this slice
+    int start = 0;                  // first position that the draft has followed
+    int32_t next_token = -1;        // the known token after the slice where nothing is sampled
+    float least_confidence = 0.0f;  // nothing is drafted behind a token that the draft is less sure of
 };
 
 // One sequence's part of a step: rows first_row .. first_row + rows - 1 at positions start ...
@@ -27,8 +28,9 @@ struct Slice {
     int first_sample = 0;  // of its 1 + proposed entries of StepPlan::logit_rows
     bool sampled = false;
     DraftOrder draft;
-    std::array<int32_t, kMaxDraftTokens> drafted{};  // out
-    int num_drafted = 0;                             // out
+    std::array<int32_t, kMaxDraftTokens> drafted{};    // out
+    std::array<float, kMaxDraftTokens> confidences{};  // out: the draft's probabilities of them
+    int num_drafted = 0;                               // out
 
     int known() const { return rows - proposed; }
 };

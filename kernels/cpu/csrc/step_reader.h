@@ -35,13 +35,14 @@ class StepReader {
     }
 
     // One tuple per slice: (tokens, log-probabilities, log-probabilities of the targets, drafted tokens,
-    // features or None). Tokens end with the first that was not proposed; -1: none could be chosen.
+    // their confidences, features or None). Tokens end with the first that was not proposed; -1: none could
+    // be chosen.
     nb::list outputs() {
         nb::list result;
         size_t next = 0;
         for (size_t i = 0; i < plan_.slices.size(); ++i) {
             const Slice& slice = plan_.slices[i];
-            nb::list tokens, logprobs, targets, proposed;
+            nb::list tokens, logprobs, targets, proposed, confidences;
             for (; next < plan_.logit_rows.size() && plan_.logit_rows[next].slice == static_cast<int>(i);
                  ++next) {
                 if (!plan_.logit_rows[next].sampled)
@@ -52,9 +53,11 @@ class StepReader {
                 tokens.append(row.target);
                 if (row.top >= 0 && row.target >= 0) logprobs.append(to_python(row.logprobs));
             }
-            for (int k = 0; k < slice.num_drafted; ++k)
-                proposed.append(slice.drafted[static_cast<size_t>(k)]);
-            result.append(nb::make_tuple(tokens, logprobs, targets, proposed, features_[i]));
+            for (size_t k = 0; k < static_cast<size_t>(slice.num_drafted); ++k) {
+                proposed.append(slice.drafted[k]);
+                confidences.append(slice.confidences[k]);
+            }
+            result.append(nb::make_tuple(tokens, logprobs, targets, proposed, confidences, features_[i]));
         }
         features_.clear();
         return result;
@@ -105,6 +108,7 @@ class StepReader {
         if (next.is_none() != sampled)
             throw std::invalid_argument("draft: expected a next token exactly where nothing is sampled");
         if (!sampled) order.next_token = checked_token(next);
+        order.least_confidence = number<float>(request.attr("least_confidence"), "draft least_confidence");
         return order;
     }
 

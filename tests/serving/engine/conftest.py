@@ -108,7 +108,9 @@ class ToyExecutor:
             for i, target in enumerate(piece.logprob_targets)
         )
         tokens, logprobs = self._verify(piece, context)
-        return SliceOutput(tuple(tokens), tuple(logprobs), targets, self._draft(piece, context, tokens))
+        proposed = self._draft(piece, context, tokens)
+        sure = (0.95,) * len(proposed)
+        return SliceOutput(tuple(tokens), tuple(logprobs), targets, proposed, sure)
 
     def _verify(self, piece: SequenceSlice, context: list[int]) -> tuple[list[int], list[TokenLogprobs]]:
         tokens, logprobs = [], []

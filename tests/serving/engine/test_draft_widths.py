@@ -43,18 +43,18 @@ def test_no_other_widths_are_better(seed: int) -> None:
 
 def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried() -> None:
     acceptance = Acceptance(3, FixedPrior((0.6, 0.5)), weight=3, decay=0.9, fading=0.9)
-    assert acceptance.survival(0, 3) == pytest.approx([0.6, 0.3, 0.15])
+    assert acceptance.survival(range(3)) == pytest.approx([0.6, 0.3, 0.15])
     for _ in range(50):
-        acceptance.score(0, [1, 2, 3], [1, 9, 3])
-    first, second, _ = acceptance.survival(0, 3)
+        acceptance.score(range(3), [1, 2, 3], [1, 9, 3])
+    first, second, _ = acceptance.survival(range(3))
     assert first > 0.85 and second < 0.2
     assert acceptance.rate(2) == 0.5  # never reached
     for _ in range(100):
         acceptance.fade()
-    assert acceptance.survival(0, 2) == pytest.approx([0.6, 0.3], abs=0.01)
+    assert acceptance.survival(range(2)) == pytest.approx([0.6, 0.3], abs=0.01)
 
 
 def test_only_what_is_known_is_scored() -> None:
     acceptance = Acceptance(4, FixedPrior((0.5,)), weight=1, decay=1.0, fading=1.0)
-    acceptance.score(0, [1, 2, 3], [1, 2])
+    acceptance.score(range(3), [1, 2, 3], [1, 2])
     assert [acceptance.rate(i) for i in range(3)] == [0.75, 0.75, 0.5]
