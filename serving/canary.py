@@ -1,10 +1,12 @@
-"""The canary prompt: its result is recorded once, and every later start must give it again.
+"""The canary prompt: its result is known or recorded once, and every start must give it again.
 
-A start that does not has bad memory, damaged weights or a miscompiled kernel, and must not answer.
+A start that does not has bad memory, damaged weights or a miscompiled kernel, and must not answer. Results
+for the default model are shipped (canary_records.json, written by scripts/record_canary.py).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import time
@@ -21,6 +23,7 @@ from flashlet.model.weight_cache import default_cache_dir
 VERSION = 1  # raise it whenever the steps below change
 # New tokens per step: a prompt, single tokens, and a chunk behind them, because kernels differ by row count.
 STEPS = (20, 1, 1, 1, 1, 8, 1, 1)
+SHIPPED = Path(__file__).with_name("canary_records.json")
 _CAUSES = "Bad memory, damaged weights in the cache or a miscompiled kernel can do that: docs/receipts.md."
 _GREEDY = SamplingParams(temperature=0)
 
@@ -35,36 +38,53 @@ class CanaryResult(msgspec.Struct, frozen=True):
 
 
 def canary_problem(executor: Executor, options: ExecutorOptions, fingerprint: Fingerprint) -> str | None:
-    """Run the canary prompt, and record its result or compare it; says what is wrong, if anything is.
+    """Run the canary prompt, and compare its result, or record it if none is known; says what is wrong.
 
     Call it while nothing else uses the executor: it writes into the first blocks of the KV pool.
     """
-    path = record_path(fingerprint)
-    recorded = read_record(path)
+    expected = expected_result(fingerprint)
     started = time.perf_counter()
     try:
         result = run_canary(executor, options)
     except NoTokenError as error:
         return f"the canary prompt failed: {error}. {_CAUSES}"
     logger.info("the canary prompt took %.0f ms", 1e3 * (time.perf_counter() - started))
-    if result is None or result == recorded:
+    if result is None or result == expected:
         return None
-    if recorded is None:
-        _record(path, result)
+    if expected is None:
+        _record(record_path(fingerprint), result)
         return None
-    pairs = enumerate(zip(result.tokens, recorded.tokens, strict=False))
+    pairs = enumerate(zip(result.tokens, expected.tokens, strict=False))
     wrong = [index for index, (ours, theirs) in pairs if ours != theirs]
     what = f"token {wrong[0]} differs" if wrong else "the tokens agree, the hidden states do not"
+    if record_key(fingerprint) in shipped_records():
+        return f"the canary prompt gave another result than on every sound machine ({what}). {_CAUSES}"
     return (
-        f"the canary prompt gave another result than the one recorded in {path} ({what}). {_CAUSES} "
-        "If it is the record that is wrong, delete it and start again"
+        f"the canary prompt gave another result than the one recorded in {record_path(fingerprint)} "
+        f"({what}). {_CAUSES} If it is the record that is wrong, delete it and start again"
     )
 
 
+def expected_result(fingerprint: Fingerprint) -> CanaryResult | None:
+    """The result that is shipped for a model, or else the one recorded here; None if there is neither."""
+    shipped = shipped_records().get(record_key(fingerprint))
+    return shipped or read_record(record_path(fingerprint))
+
+
+@functools.cache
+def shipped_records() -> dict[str, CanaryResult]:
+    """Results that hold on every machine, by `record_key`."""
+    return msgspec.json.decode(SHIPPED.read_bytes(), type=dict[str, CanaryResult])
+
+
+def record_key(fingerprint: Fingerprint) -> str:
+    """What a result depends on, as a hash. A new version of flashlet must give the same."""
+    return hashlib.sha256(f"{VERSION}\n{fingerprint.numbers}".encode()).hexdigest()[:24]
+
+
 def record_path(fingerprint: Fingerprint) -> Path:
-    """Where the result for a model is recorded. A new version of flashlet must give the same."""
-    key = hashlib.sha256(f"{VERSION}\n{fingerprint.numbers}".encode()).hexdigest()[:24]
-    return default_cache_dir() / "canary" / f"{key}.json"
+    """Where the result for a model that none is shipped for is recorded."""
+    return default_cache_dir() / "canary" / f"{record_key(fingerprint)}.json"
 
 
 def run_canary(executor: Executor, options: ExecutorOptions) -> CanaryResult | None:

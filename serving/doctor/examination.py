@@ -12,7 +12,7 @@ from flashlet.model.executor import ExecutorOptions, KvDtype, create_executor
 from flashlet.model.fingerprint import fingerprint_of
 from flashlet.model.registry import DEFAULT_MODEL, known_models, resolve
 from flashlet.model.weight_cache import Int8Weights, default_cache_dir, find_int8
-from flashlet.serving.canary import STEPS, canary_problem, read_record, record_path
+from flashlet.serving.canary import STEPS, canary_problem, expected_result
 from flashlet.serving.doctor import checks
 from flashlet.serving.doctor.finding import Finding
 from flashlet.serving.doctor.model_fit import ModelFit, fit_model
@@ -96,14 +96,14 @@ def _fit(
 
 
 def _canary_problem(path: Path, weights: Int8Weights, plan: ServePlan) -> str | None:
-    """What is wrong with the result of the canary prompt, if one is recorded."""
+    """What is wrong with the result of the canary prompt, if one is known."""
     options = ExecutorOptions(
         kv_dtype=plan.kv_dtype,
         kv_cache_bytes=sum(STEPS) * 4 * kv_bytes_per_token(weights.config, plan.kv_dtype),
         threads=plan.threads,
     )
     fingerprint = fingerprint_of(path, options)
-    if read_record(record_path(fingerprint)) is None:
+    if expected_result(fingerprint) is None:
         return None
     executor = create_executor(path, options)
     try:

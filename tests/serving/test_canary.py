@@ -6,12 +6,22 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from flashlet.model.executor import Executor, ExecutorOptions, create_executor
 from flashlet.model.fingerprint import Fingerprint, fingerprint_of
-from flashlet.serving.canary import STEPS, canary_problem, read_record, record_path, run_canary
+from flashlet.serving import canary
+from flashlet.serving.canary import (
+    STEPS,
+    CanaryResult,
+    canary_problem,
+    read_record,
+    record_key,
+    record_path,
+    run_canary,
+)
 from flashlet.serving.cli import app
 
 OPTIONS = ExecutorOptions(kv_cache_bytes=1 << 20, threads=1)
@@ -71,6 +81,25 @@ def test_a_mismatch_is_named(executor: Executor, fingerprint: Fingerprint) -> No
     assert "token 3 differs" in (canary_problem(executor, OPTIONS, fingerprint) or "")
     record_path(fingerprint).unlink()  # the reset
     assert canary_problem(executor, OPTIONS, fingerprint) is None
+
+
+def test_a_shipped_result_counts_from_the_first_start_on(
+    executor: Executor, fingerprint: Fingerprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_canary(executor, OPTIONS)
+    assert result is not None
+    shipped = {record_key(fingerprint): result}
+    monkeypatch.setattr(canary, "shipped_records", lambda: shipped)
+    assert canary_problem(executor, OPTIONS, fingerprint) is None
+    assert not record_path(fingerprint).exists()
+    shipped[record_key(fingerprint)] = CanaryResult(
+        [*result.tokens[:2], 0, *result.tokens[3:]], result.states
+    )
+    problem = canary_problem(executor, OPTIONS, fingerprint)
+    assert problem is not None and "token 2 differs" in problem and "sound machine" in problem
+    record_path(fingerprint).parent.mkdir()
+    record_path(fingerprint).write_bytes(msgspec.json.encode(result))  # what a faulty first start would leave
+    assert canary_problem(executor, OPTIONS, fingerprint) == problem
 
 
 def test_a_broken_record_is_written_again(executor: Executor, fingerprint: Fingerprint) -> None:
