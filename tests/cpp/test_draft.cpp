@@ -147,12 +147,13 @@ TEST(draft_is_invariant_and_changes_nothing) {
         for (const int layers : {1, 2}) {
             const TinyDraft draft(layers, attention);
             for (const KvFormat format : {KvFormat::kInt8, KvFormat::kFp16}) {
+                if (!attention && format == KvFormat::kFp16) continue;  // nothing of the draft is in the pool
                 const Sequence expected = decoded(best, &draft, format, 1, 96, 0);
                 CHECK(decoded(best, nullptr, format, 2, 30, 0).tokens == expected.tokens);
                 check_same(decoded(best, &draft, format, 2, 1, 0), expected, "chunks of 1");
                 check_same(decoded(best, &draft, format, 3, 20, 0), expected, "chunks of 20, 3 threads");
                 check_same(decoded(best, &draft, format, 2, 40, 3), expected, "neighbours");
-                check_same(decoded(best, &draft, format, 8, 2, 1), expected, "8 threads");
+                check_same(decoded(best, &draft, format, 8, 15, 1), expected, "8 threads");
                 for (const KernelTable* kernels : available_kernels())
                     check_same(decoded(*kernels, &draft, format, 2, 17, 2), expected, kernels->name);
             }
