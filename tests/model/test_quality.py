@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flashlet.model.executor import ExecutorOptions
+from flashlet.model.executor_native import NativeExecutor
 from flashlet.model.executor_torch import TorchExecutor
 from flashlet.model.parameters import parameter_shapes
 from flashlet.model.sampling import SampleRequest, SamplingParams
@@ -112,18 +113,22 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def test_int8_stays_close_to_fp32_on_prose(fp32: TorchExecutor, default_model_path: Path) -> None:
-    """Mean KL divergence and same most likely token, over 4 x 512 tokens."""
-    int8 = TorchExecutor(default_model_path, ExecutorOptions(backend="torch", kv_cache_bytes=1 << 26))
+    """Mean KL divergence and same most likely token, over 4 x 512 tokens.
+
+    Int8 is the native executor, whose logits are torch's to the bit: test_executor_native_default.py.
+    """
+    int8 = NativeExecutor(default_model_path, ExecutorOptions(kv_cache_bytes=1 << 26, threads=1))
     token_ids = load_tokenizer(default_model_path).encode(PROSE.read_text())[:2048]
     assert len(token_ids) == 2048
     divergence, same_top = [], 0
     for first in range(0, 2048, 512):
         part = token_ids[first : first + 512]
         step = Step([SequenceSlice(part, 0, range(16), logprob_targets=part)])
-        for exact, approximate in zip(fp32.forward(step), int8.forward(step), strict=True):
-            p, q = _log_softmax(exact.logits), _log_softmax(approximate.logits)
+        for exact, approximate in zip(fp32.forward(step), int8.logits(step), strict=True):
+            p, q = _log_softmax(exact.logits), _log_softmax(approximate)
             divergence.append(float((np.exp(p) * (p - q)).sum()))
-            same_top += int(exact.logits.argmax() == approximate.logits.argmax())
+            same_top += int(exact.logits.argmax() == approximate.argmax())
+    int8.close()
     print(f"mean KL {np.mean(divergence):.5f}, same top-1 {same_top / 2048:.2%}")
     assert np.mean(divergence) <= 0.0025
     assert same_top / 2048 >= 0.965
