@@ -12,21 +12,26 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
+if TYPE_CHECKING:
+    import openai  # not in every environment
 
 URL = "FLASHLET_CLIENTS_URL"
 
 
 @pytest.fixture(scope="session")
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server with the default model, without /v1 at its end."""
     if URL in os.environ:
         yield os.environ[URL]
         return
     path = request.getfixturevalue("default_model_path")
     command = [sys.executable, "-m", "flashlet.serving.cli", "serve", str(path), "--port", "0"]
+    command += ["--data", str(tmp_path_factory.mktemp("data"))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     match = re.search(r"http://\S+", process.stdout.readline())
@@ -40,3 +45,12 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 def model(url: str) -> str:
     """The name under which the model is served."""
     return str(httpx.get(f"{url}/v1/models").json()["data"][0]["id"])
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    """openai-python's."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client

@@ -5,35 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
+from weather_models import GetWeather, Weather
 
 MESSAGES: Any = [{"role": "user", "content": "Say hello, then count from one to five."}]
 ASK_WEATHER: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 FIXED: Any = {"temperature": 0, "seed": 1, "max_tokens": 40}
-
-
-class Weather(BaseModel):
-    """An answer with a shape."""
-
-    sky: Literal["clear", "cloudy"]
-    windy: bool
-
-
-class GetWeather(BaseModel):
-    """Weather of a city."""
-
-    city: Literal["Paris", "London"]
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_stream_equals_plain(client: openai.OpenAI, model: str) -> None:

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
+from weather_models import GetWeather, Weather
 
 FIXED: Any = {"temperature": 0, "max_output_tokens": 24}
-
-
-class Weather(BaseModel):
-    """An answer with a shape."""
-
-    sky: Literal["clear", "cloudy"]
-    windy: bool
-
-
-class GetWeather(BaseModel):
-    """Weather of a city."""
-
-    city: Literal["Paris", "London"]
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_a_conversation_goes_on(client: openai.OpenAI, model: str) -> None:

@@ -9,25 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
+from weather_tools import CHAT, NOW, PARIS, TOOLS, USER, WEATHER_CHOICE, WEATHER_SCHEMA, call
 
 if TYPE_CHECKING:
     from tests.serving.api.conftest import Server
 
-CHAT = "/v1/chat/completions"
-USER = {"role": "user", "content": "weather?"}
-WEATHER_SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-    "required": ["city"],
-}
-WEATHER = {
-    "type": "function",
-    "function": {"name": "get_weather", "description": "Get the weather.", "parameters": WEATHER_SCHEMA},
-}
-NOW = {"type": "function", "function": {"name": "now"}}
-TOOLS = [WEATHER, NOW]
-WEATHER_CHOICE = {"type": "function", "function": {"name": "get_weather"}}
-PARIS = '{"city": "Paris", "days": 3}'
 QWEN_TEMPLATE = """\
 {%- if tools %}<|im_start|>system
 {% for tool in tools %}{{ tool | tojson }}
@@ -42,20 +28,9 @@ QWEN_TEMPLATE = """\
 MISTRAL_TEMPLATE = QWEN_TEMPLATE.replace("<tool_call>", "[TOOL_CALLS]")
 
 
-def call(name: str, arguments: str) -> str:
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
-
-
 @pytest.fixture(scope="module")
-def module_server(start_server: Callable[..., Server]) -> Server:
+def shared_server(start_server: Callable[..., Server]) -> Server:
     return start_server(context_length=8192)
-
-
-@pytest.fixture
-def server(module_server: Server) -> Iterator[Server]:
-    yield module_server
-    module_server.executor.script = None
-    module_server.wait_idle()
 
 
 ROUND = [

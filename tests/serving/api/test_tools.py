@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from weather_tools import CHAT, NOW, PARIS, TOOLS, USER, WEATHER_CHOICE, call
 
 from flashlet.serving.api.tools import convention
 from flashlet.serving.api.tools.convention import MISTRAL
@@ -17,21 +18,6 @@ from flashlet.serving.api.tools.convention import MISTRAL
 if TYPE_CHECKING:
     from tests.serving.api.conftest import Server
 
-CHAT = "/v1/chat/completions"
-USER = {"role": "user", "content": "weather?"}
-WEATHER_SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-    "required": ["city"],
-}
-WEATHER = {
-    "type": "function",
-    "function": {"name": "get_weather", "description": "Get the weather.", "parameters": WEATHER_SCHEMA},
-}
-NOW = {"type": "function", "function": {"name": "now"}}
-TOOLS = [WEATHER, NOW]
-WEATHER_CHOICE = {"type": "function", "function": {"name": "get_weather"}}
-PARIS = '{"city": "Paris", "days": 3}'
 # Which convention it is follows from a few words; how prompts look is tested in test_tool_requests.py.
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -42,20 +28,9 @@ LLAMA_TEMPLATE = TEMPLATE.replace("%s", '{"name": ..., "parameters": ...}')
 MISTRAL_TEMPLATE = TEMPLATE.replace("%s", "[TOOL_CALLS]")
 
 
-def call(name: str, arguments: str) -> str:
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
-
-
 @pytest.fixture(scope="module")
-def module_server(start_server: Callable[..., Server]) -> Server:
+def shared_server(start_server: Callable[..., Server]) -> Server:
     return start_server(context_length=8192)
-
-
-@pytest.fixture
-def server(module_server: Server) -> Iterator[Server]:
-    yield module_server
-    module_server.executor.script = None
-    module_server.wait_idle()
 
 
 def choices(server: Server, script: str, **body: Any) -> list[dict[str, Any]]:
