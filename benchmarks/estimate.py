@@ -1,4 +1,7 @@
-"""How far predictions are off: /v1/estimate, asked before each of many mixed requests under load."""
+"""How far predictions are off: /v1/estimate, asked before each of many mixed requests under load.
+
+Needs a server that does nothing else, for a minute or two:  python benchmarks/estimate.py http://127.0.0.1:8000
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import asyncio
 import random
 import statistics
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -104,14 +106,18 @@ async def _measure(http: httpx.AsyncClient, body: dict[str, Any]) -> Sample | No
 
 def _report(samples: list[Sample]) -> None:
     """Print medians and 90th percentiles of the errors' sizes, and the median error, which is the bias."""
-    groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups["all"].append(sample)
-        groups["answers of a known length" if not sample.may_end else "answers that may end"].append(sample)
-        groups["prompts up to 100 tokens" if sample.prompt_tokens <= 100 else "longer prompts"].append(sample)
+    groups = {
+        "all": samples,
+        "answers of a known length": [sample for sample in samples if not sample.may_end],
+        "answers that may end": [sample for sample in samples if sample.may_end],
+        "prompts up to 100 tokens": [sample for sample in samples if sample.prompt_tokens <= 100],
+        "longer prompts": [sample for sample in samples if sample.prompt_tokens > 100],
+    }
     typer.echo("| | requests | first token, ms | error | p90 | bias | total, ms | error | p90 | bias |")
     typer.echo("|---" * 10 + "|")
     for name, group in groups.items():
+        if not group:
+            continue
         cells = [name, str(len(group))]
         for which in (0, 1):
             errors = [sample.error(which) for sample in group]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flashlet.model.step import Step
 from flashlet.serving.engine import step_budget
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
@@ -118,6 +119,46 @@ def test_so_many_decode_as_a_short_step_allows(toy: SimpleNamespace, clock: Simp
     engine.step()
     assert len(last_widths(executor)) == 2  # somebody always gets on
     end(engine)
+
+
+def test_a_batch_hardly_delays_first_tokens(toy: SimpleNamespace, clock: SimpleNamespace) -> None:
+    """On a made-up machine, where a row costs as much as on two cores; arrivals come at any moment."""
+    rng = random.Random(0)
+
+    def work(step: Step) -> None:
+        rows = sum(len(piece.token_ids) for piece in step.slices)
+        reads = sum(piece.start for piece in step.slices)
+        clock.now += (max(6.5, 0.66 * rows) + reads / 1500) * rng.lognormvariate(0, 0.05) / 1e3
+
+    def first_tokens(num_lines: int) -> list[float]:
+        """Milliseconds to the first tokens of live requests, in order of length."""
+        executor = toy.Executor(num_blocks=1000, context_length=200)
+        executor.before_step = work
+        engine = toy.engine(executor)
+        times: list[float] = []
+        arrival, live, ended = clock.now + 1.0, None, 0
+        while len(times) < 40:
+            present = len(engine.scheduler.running) + len(engine.scheduler.waiting) - (live is not None)
+            for _ in range(num_lines - present):
+                engine.submit(request(bytes(rng.choices(b"abcdefgh", k=60)), 40, LATER))
+            if live is None and clock.now >= arrival:
+                live = engine.submit(request(bytes(rng.choices(b"abcdefgh", k=30)), 4))
+            if not engine.has_work:
+                clock.now = arrival
+            events = engine.step()
+            ended += sum(sequence is not live and sequence.is_finished for sequence, _ in events)
+            if live is not None and live.num_output_tokens == 1:
+                times.append(1e3 * (clock.now - arrival))
+            if live is not None and live.is_finished:
+                live, arrival = None, clock.now + rng.uniform(0.05, 0.3)
+        for sequence in [*engine.scheduler.running, *engine.scheduler.waiting]:
+            engine.cancel(sequence)
+        assert not num_lines or ended > 20  # lines get on
+        return sorted(times)
+
+    alone, beside = first_tokens(0), first_tokens(16)
+    assert beside[20] < 1.35 * alone[20]
+    assert beside[36] < 1.5 * alone[36]
 
 
 def test_decodes_do_not_stop_the_prompts_of_their_kind(toy: SimpleNamespace, clock: SimpleNamespace) -> None:
