@@ -25,12 +25,13 @@ logger = logging.getLogger(__name__)
 class LineRunner:
     """Answers lines through `app`, which asks for no key."""
 
-    def __init__(self, app: ASGIApp, check_ready: Callable[[], object]) -> None:
+    def __init__(self, app: ASGIApp, check_ready: Callable[[], object], priority: int = PRIORITY) -> None:
         """`check_ready` raises RequestError while no request would be served."""
         import httpx
 
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None)
+        self._priority = priority
         self.check_ready = check_ready
 
     async def run(self, request: LineRequest) -> Answer | None:
@@ -38,7 +39,7 @@ class LineRunner:
 
         Cancelling the task that awaits this ends the request before the engine's next step.
         """
-        body = _with_priority(request.body) if request.url in GENERATING else request.body
+        body = _with_priority(request.body, self._priority) if request.url in GENERATING else request.body
         for _ in range(ATTEMPTS):
             response = await self._client.post(request.url, content=body)
             if response.status_code != 500:
@@ -58,7 +59,7 @@ class LineRunner:
         return True
 
 
-def _with_priority(body: bytes) -> bytes:
-    """The body of a request that runs after all live ones."""
+def _with_priority(body: bytes, priority: int) -> bytes:
+    """The body of a request that runs with this priority."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    return msgspec.json.encode({**fields, "priority": PRIORITY})
+    return msgspec.json.encode({**fields, "priority": priority})

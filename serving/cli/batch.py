@@ -97,7 +97,7 @@ def _answer(
     engine_loop = EngineLoop(loaded.engine)
     service = Service(ServerConfig(model_names=(name,)))
     service.model = LoadedModel.of(name, loaded, engine_loop)
-    runner = LineRunner(build_line_app(service), service.ready_model)
+    runner = LineRunner(build_line_app(service), service.ready_model, priority=0)  # nobody else waits
 
     async def answer() -> None:
         engine_loop.start()
