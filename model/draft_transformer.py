@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from flashlet.model.sampler import probability, sample
 from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
 from flashlet.model.transformer import Decoder, Layer, Segment, Transformer
 from flashlet.model.transformer_weights import Int8Reader
+
+LEAST_SHARE = 1e-3  # of the likeliest token's probability, for a token that may be drawn
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,18 @@ class DraftTransformer:
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Up to `count` tokens that may follow the token of `request`, and the draft's probability of each.
 
-        Nothing comes behind a token whose probability is below `least_confidence`.
+        Ends where the product of these is below `least_confidence`.
 
         `segment` is the last known row, `state` [1, hidden] what `follow` gave for it. The choice is the
-        request's, but for penalties, biases and masks.
+        request's, but for penalties, biases and masks; very unlikely tokens are left out.
         """
         params = request.params
         params = SamplingParams(
-            params.temperature, params.top_k, params.top_p, params.min_p, seed=params.seed
+            params.temperature, params.top_k, params.top_p, max(params.min_p, LEAST_SHARE), seed=params.seed
         )
         tokens: list[int] = []
         confidences: list[float] = []
-        while len(tokens) < count and (not tokens or confidences[-1] >= least_confidence):
+        while len(tokens) < count and math.prod(confidences) >= least_confidence:
             if tokens:
                 position = segment.start + len(tokens)
                 row = Segment(1, position, self._table(segment, position), segment.first_visible)

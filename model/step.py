@@ -23,7 +23,7 @@ class DraftRequest:
     num_tokens: int  # most tokens to propose; 0: only follow
     start: int  # the draft has followed the sequence from this position up to the slice, without a gap
     next_token: int | None = None  # the known token after the slice, where nothing is sampled
-    least_confidence: float = 0.0  # nothing is proposed behind a token of less
+    least_confidence: float = 0.0  # product of the confidences below which nothing more is proposed
 
 
 @dataclass(frozen=True, slots=True)

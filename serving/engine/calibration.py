@@ -31,7 +31,7 @@ class Calibration:
         longest = min(max_rows, executor.config.context_length - 1)
         rows = [count for count in ROWS if count <= longest] * REPEATS
         # (rows, tokens to draft): the first warms up, drafts come once the row that they need is known.
-        drafts = [(1, executor.max_draft_tokens)] * REPEATS if executor.max_draft_tokens else []
+        drafts = [(1, 1), (1, executor.max_draft_tokens)] * REPEATS if executor.max_draft_tokens else []
         points = [(count, 0) for count in rows]
         self._todo = [(1, 0), *points[:2], *drafts, *points[2:]]
         self._warm = False
@@ -59,7 +59,7 @@ class Calibration:
         if not self._warm:
             self._warm = True
         elif drafted:
-            self._costs.measured_draft(max(0.0, 1e3 * seconds - self._costs.ms(1)) / drafted)
+            self._costs.measured_draft(drafted, max(0.0, 1e3 * seconds - self._costs.ms(1)))
         else:
             self._costs.measured(rows, 1e3 * seconds)
 

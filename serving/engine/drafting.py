@@ -119,15 +119,17 @@ class Drafter:
     def _request_drafts(self, parts: abc.Sequence[Part], phase: Phase) -> None:
         """Ask the draft model for proposals for the next step where they should pay, or else to follow."""
         sampling = [part for part in parts if part.samples]
-        widths = [0] * len(sampling)
+        widths, least = [0] * len(sampling), 0.0
         if phase is Phase.SPECULATE and sampling:
             cost = self._drafting_cost(len(sampling))
             if _could_pay(len(sampling), cost):
                 curves = [self._model_curve(part) for part in sampling]
                 widths = best_widths(curves, len(sampling), cost, len(sampling) * self._max_model_tokens)
                 self._forget_a_little(sampling, curves, widths)
+                # The draft stops by itself where it is not sure, and may go on where it is.
+                widths = [len(curve) if width else 0 for curve, width in zip(curves, widths, strict=True)]
+                least = self._least_confidence(len(sampling))
             _count_quiet(sampling, widths)
-        least = self._least_confidence(len(sampling)) if any(widths) else 0.0
         for part, width in zip(sampling, widths, strict=True):
             draft = part.sequence.draft
             if width or (draft and draft.followed_from is not None and draft.num_quiet < QUIET):
@@ -149,11 +151,10 @@ class Drafter:
                 self._draft_of(part.sequence).by_position.fade()
 
     def _least_confidence(self, num_sequences: int) -> float:
-        """Below which no token behind a proposal could be worth drafting and verifying it."""
+        """Chance that all proposals are right below which one more does not pay, drafted and verified."""
         cost = self._drafting_cost(num_sequences)
-        least = (cost(2) - cost(0)) / 2 / (cost(0) / num_sequences)
-        rates = map(self._by_confidence.rate, range(CONFIDENCES))
-        return next((i / CONFIDENCES for i, rate in enumerate(rates) if rate > least), 1.0)
+        one_more = (cost(3 * num_sequences) - cost(num_sequences)) / 2  # of each
+        return max(0.0, one_more / cost(0) / self._by_position.rate(1))
 
     def _follow(self, part: Part, num_tokens: int, least_confidence: float = 0.0) -> None:
         """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""
@@ -178,8 +179,10 @@ class Drafter:
 
     def _drafting_cost(self, num_sequences: int) -> Cost:
         """Milliseconds of a step that verifies so many tokens, and of drafting them before."""
-        per_token = self.costs.draft_ms(num_sequences)
-        return lambda count: self.costs.ms(num_sequences + count) + count * per_token
+        costs = self.costs
+        return lambda count: (
+            costs.ms(num_sequences + count) + (costs.draft_ms(num_sequences, count) if count else 0.0)
+        )
 
     def _model_pays(self, num_sequences: int) -> bool:
         """Whether the draft model would be asked for anything if so many sequences decoded."""

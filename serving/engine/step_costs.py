@@ -38,9 +38,9 @@ class StepCosts:
         self._rows: list[int] = []  # measured at the start, ascending
         self._base: list[float] = []  # ms, parallel to it
         self._between: dict[int, float] = {}  # ms by rows, computed from them
-        self._draft_base = 0.0  # ms per drafted token
+        self._draft_base: dict[int, float] = {}  # ms by drafted tokens of one sequence, measured at the start
         self._live: dict[int, _Samples] = {}  # by rows
-        self._live_draft: dict[int, _Samples] = {}  # ms per drafted token, by drafting sequences
+        self._live_draft: dict[int, _Samples] = {}  # by drafting sequences: ms / what it cost at the start
         self._drift = _Samples()  # of now and then: ms of a step / what it cost at the start
         self._number = 0
 
@@ -59,9 +59,9 @@ class StepCosts:
             self._rows.insert(at, rows)
             self._base.insert(at, ms)
 
-    def measured_draft(self, ms: float) -> None:
-        """Take a measurement of one drafted token at the start."""
-        self._draft_base = min(self._draft_base or ms, ms)
+    def measured_draft(self, num_tokens: int, ms: float) -> None:
+        """Take a measurement of drafting for one sequence at the start; the first token costs most."""
+        self._draft_base[num_tokens] = min(self._draft_base.get(num_tokens, ms), ms)
 
     def observe(self, rows: int, ms: float) -> None:
         """A decode step of so many rows, without drafting, took so long."""
@@ -72,8 +72,8 @@ class StepCosts:
     def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
         """A decode step in which sequences drafted so many tokens in all took so long."""
         self._number += 1
-        per_token = max(0.0, ms - self.ms(rows)) / num_tokens
-        self._live_draft.setdefault(num_sequences, _Samples()).add(per_token, self._number)
+        ratio = max(0.0, ms - self.ms(rows)) / self._draft_base_ms(num_sequences, num_tokens)
+        self._live_draft.setdefault(num_sequences, _Samples()).add(ratio, self._number)
 
     def ms(self, rows: int) -> float:
         """Milliseconds of a decode step."""
@@ -82,12 +82,20 @@ class StepCosts:
             return live.median
         return self._base_ms(rows) * (self._drift.median or 1.0)
 
-    def draft_ms(self, num_sequences: int) -> float:
-        """Milliseconds of one drafted token when so many sequences draft."""
+    def draft_ms(self, num_sequences: int, num_tokens: int) -> float:
+        """Milliseconds of drafting so many tokens in all for so many sequences, as evenly as possible."""
         live = self._live_draft.get(num_sequences)
-        if live is not None and self._number - live.last <= STALE:
-            return live.median
-        return self._draft_base * (self._drift.median or 1.0)
+        fresh = live is not None and self._number - live.last <= STALE
+        ratio = live.median if live is not None and fresh else self._drift.median or 1.0
+        return ratio * self._draft_base_ms(num_sequences, num_tokens)
+
+    def _draft_base_ms(self, num_sequences: int, num_tokens: int) -> float:
+        """On a straight line between the fewest and the most tokens that were measured."""
+        points = self._draft_base
+        fewest, most = min(points), max(points)
+        slope = (points[most] - points[fewest]) / (most - fewest) if most > fewest else 0.0
+        first = min(num_sequences, num_tokens)
+        return max(first * (points[fewest] - (fewest - 1) * slope) + (num_tokens - first) * slope, 1e-3)
 
     def _base_ms(self, rows: int) -> float:
         """What was measured at the start, on straight lines between and beyond."""

@@ -27,8 +27,9 @@ class MadeUpCosts(StepCosts):
     def ms(self, rows: int) -> float:
         return 1e6 if self._rng is None else 1e6 * self._rng.uniform(0.5, 1.5)
 
-    def draft_ms(self, num_sequences: int) -> float:
-        return 1e6 * (self._draft_ms if self._rng is None else self._rng.uniform(0.0, 0.4))
+    def draft_ms(self, num_sequences: int, num_tokens: int) -> float:
+        per_token = self._draft_ms if self._rng is None else self._rng.uniform(0.0, 0.4)
+        return 1e6 * num_tokens * per_token
 
     def observe(self, rows: int, ms: float) -> None:
         pass

@@ -8,6 +8,7 @@ namespace flashlet {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr double kLeastShare = 1e-3;  // of the likeliest token's probability, for a token that may be drawn
 
 int fused_width(const DraftModel& model) {
     return static_cast<int>(model.weights.features.size()) * model.shape.hidden_size;
@@ -136,10 +137,10 @@ void Draft::add_proposal(int index, int num_tokens) {
     params.temperature = sampled.params->temperature;
     params.top_k = sampled.params->top_k;
     params.top_p = sampled.params->top_p;
-    params.min_p = sampled.params->min_p;
+    params.min_p = std::max(sampled.params->min_p, kLeastShare);
     params.seed = sampled.params->seed;
     params.position = sampled.params->position + 1;
-    proposals_.push_back({index, num_tokens, sampled.target, false, std::move(params)});
+    proposals_.push_back({index, num_tokens, sampled.target, false, 1.0f, std::move(params)});
 }
 
 // Rows first .. first + count - 1 of the slice. `last_token` follows its last known row.
@@ -218,8 +219,9 @@ void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, float* log
     const auto at = static_cast<size_t>(slice.num_drafted++);
     slice.drafted[at] = weights_.vocab_ids[chosen];
     slice.confidences[at] = confidence(logits, chosen, proposal.params.temperature);
+    proposal.confidence *= slice.confidences[at];
     proposal.stopped =
-        slice.confidences[at] < slice.draft.least_confidence || slice.num_drafted == proposal.num_tokens;
+        proposal.confidence < slice.draft.least_confidence || slice.num_drafted == proposal.num_tokens;
     ++proposal.params.position;
 }
 

@@ -45,6 +45,7 @@ class Draft {
         int slice, num_tokens;
         int32_t last_token;  // that was sampled
         bool stopped;        // nothing more is to be drafted
+        float confidence;    // that all are right
         SampleParams params;
     };
 

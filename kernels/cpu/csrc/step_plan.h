@@ -16,7 +16,7 @@ struct DraftOrder {
     int num_tokens = -1;            // most tokens to propose; -1: the draft does not follow this slice
     int start = 0;                  // first position that the draft has followed
     int32_t next_token = -1;        // the known token after the slice where nothing is sampled
-    float least_confidence = 0.0f;  // nothing is drafted behind a token that the draft is less sure of
+    float least_confidence = 0.0f;  // product of the confidences below which nothing more is drafted
 };
 
 // One sequence's part of a step: rows first_row .. first_row + rows - 1 at positions start ...
