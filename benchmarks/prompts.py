@@ -1,11 +1,14 @@
-"""Prompts of a given length that have no beginning in common, so that no prefix cache helps with them."""
+"""Prompts to measure with: of a given length, with no beginning in common, and real ones of several kinds."""
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 from flashlet.model.tokenizer import Tokenizer
 
+_PROMPTS_BY_KIND = Path(__file__).parent / "speculation_prompts.jsonl"
 _WORDS = """
 river stone window garden market winter letter engine harbour candle forest bridge teacher silver
 island morning kitchen violin captain mountain shadow orchard village lantern copper meadow thunder
@@ -28,3 +31,12 @@ class PromptMaker:
         """A text of `num_tokens` tokens, give or take one."""
         words = " ".join(self._random.choice(self._words) for _ in range(num_tokens))
         return self._tokenizer.decode(self._tokenizer.encode(words)[:num_tokens])
+
+
+def prompts_by_kind(limit: int) -> list[tuple[str, str]]:
+    """Kind and text of the prompts that measure speculation, at most `limit` of each kind, kinds in turns."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for line in _PROMPTS_BY_KIND.read_text().splitlines():
+        row = json.loads(line)
+        kinds.setdefault(row["kind"], []).append((row["kind"], row["prompt"]))
+    return [item for row in zip(*(rows[:limit] for rows in kinds.values()), strict=False) for item in row]

@@ -6,7 +6,6 @@ The prompts (`speculation_prompts.jsonl`) are for measuring only: no draft model
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ import msgspec
 import typer
 from comparison import Comparison
 from environment import describe_environment, environment_lines
-from prompts import PromptMaker
+from prompts import PromptMaker, prompts_by_kind
 
 from flashlet.model.registry import DEFAULT_MODEL, resolve
 from flashlet.model.sampling import SamplingParams
@@ -27,7 +26,6 @@ from flashlet.serving.engine.request import GenerationRequest, TokenEvent
 from flashlet.serving.engine.sequence import Sequence as EngineSequence
 from flashlet.serving.loading import LoadedEngine, LoadOptions, load_engine
 
-_PROMPTS = Path(__file__).parent / "speculation_prompts.jsonl"
 _CLIENTS = 16
 _WARM_TEMPERATURE, _WILD_TEMPERATURE = 0.7, 1.5
 _RANDOM_TOKENS = 40  # of a prompt of random words
@@ -99,13 +97,11 @@ def _prompts(loaded: LoadedEngine, limit: int) -> list[tuple[str, tuple[int, ...
     template = loaded.chat_template
     if template is None:
         raise typer.BadParameter("expected a model with a chat template")
-    kinds: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-    for line in _PROMPTS.read_text().splitlines():
-        row = json.loads(line)
-        text = template.render([{"role": "user", "content": row["prompt"]}], add_generation_prompt=True)
-        tokens = tuple(loaded.tokenizer.encode(text, add_special_tokens=False))
-        kinds.setdefault(row["kind"], []).append((row["kind"], tokens))
-    return [item for row in zip(*(rows[:limit] for rows in kinds.values()), strict=False) for item in row]
+    result = []
+    for kind, prompt in prompts_by_kind(limit):
+        text = template.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        result.append((kind, tuple(loaded.tokenizer.encode(text, add_special_tokens=False))))
+    return result
 
 
 def _one_client(
