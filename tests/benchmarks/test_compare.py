@@ -100,7 +100,7 @@ def test_client_sees_text_times_and_usage() -> None:
     assert answer.text == "word0 word1 word2 word3 word4 word5 "
     assert (answer.prompt_tokens, answer.completion_tokens) == (5, 6)
     assert len(answer.gaps) == 5
-    assert max(answer.gaps) == answer.gaps[3] >= 0.14
+    assert answer.gaps[3] >= 0.14
     assert answer.ttft >= 0.002
     assert answer.sent < answer.text_times[0] < answer.text_times[-1] <= answer.finished
 

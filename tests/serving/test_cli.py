@@ -195,7 +195,7 @@ def test_ctrl_c_stops_the_answer_not_the_chat(tiny_model_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         read_until(terminal, b"[stopped]\r\n")
         os.write(terminal, b"/exit\n")
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     finally:
         process.kill()
         process.wait()

@@ -187,7 +187,7 @@ class Server:
     def wait_idle(self) -> None:
         """Wait until no sequence runs or waits."""
         engine = self.service.model.engine_loop.engine  # type: ignore[union-attr]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while engine.stats().running or engine.stats().waiting:
             assert time.monotonic() < deadline, engine.stats()
             time.sleep(0.01)
@@ -237,7 +237,7 @@ def start_server(tokenizer: Tokenizer) -> Iterator[Callable[..., Server]]:
             time.sleep(0.005)
         running.append((http, thread, engine_loop))
         url = f"http://127.0.0.1:{http.servers[0].sockets[0].getsockname()[1]}"
-        clients.append(httpx.Client(base_url=url, timeout=30))
+        clients.append(httpx.Client(base_url=url, timeout=120))
         return Server(service, executor, url, clients[-1])
 
     yield start
@@ -247,7 +247,7 @@ def start_server(tokenizer: Tokenizer) -> Iterator[Callable[..., Server]]:
         http.should_exit = True
     for _, thread, engine_loop in running:
         engine_loop.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -55,7 +55,7 @@ def brief(impatient: Server) -> Server:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -70,7 +70,7 @@ def both(
     server: Server, first: dict[str, str], second: dict[str, str], body: dict[str, Any] | None = None
 ) -> list[httpx.Response]:
     """Answers to a request and to its repetition while the first runs."""
-    server.executor.delay = 0.02
+    server.executor.delay = 0.04
     body = body or BODY
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(server.client.post, COMPLETIONS, json=body, headers=first)]
@@ -150,13 +150,13 @@ def test_a_key_belongs_to_one_request(server: Server) -> None:
 
 
 def test_a_failure_reaches_both(server: Server) -> None:
-    server.executor.delay = 0.05
+    server.executor.delay = 0.1
+    joined = server.service.metrics.joined_requests
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(server.client.post, COMPLETIONS, json=BODY)]
         wait_until(lambda: running(server) == 1)
         answers.append(pool.submit(server.client.post, COMPLETIONS, json=BODY, headers=RETRY))
-        wait_until(lambda: len(server.service.answering._running) == 1)
-        time.sleep(0.1)
+        wait_until(lambda: server.service.metrics.joined_requests == joined + 1)
         server.executor.failure = ArithmeticError("x")
         for answer in answers:
             assert answer.result().json()["error"]["code"] == "engine_failed"
@@ -170,7 +170,7 @@ def test_without_a_key_nothing_runs_for_nobody(server: Server) -> None:
         assert server.service.model is not None
         steps = server.service.model.engine_loop.stats().steps
         server.wait_idle()
-        assert server.service.model.engine_loop.stats().steps - steps < 30
+        assert server.service.model.engine_loop.stats().steps - steps < 200  # of 300
     assert not server.service.answering._running
 
 

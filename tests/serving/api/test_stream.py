@@ -24,7 +24,7 @@ ENDLESS = {"prompt": "the user", "max_tokens": 400, "ignore_eos": True}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -43,7 +43,7 @@ def test_a_client_that_leaves_frees_its_blocks(server: Server, stream: bool, n: 
         wait_until(lambda: stats().running == n)
     started = stats().steps
     server.wait_idle()
-    assert stats().steps - started < 100
+    assert stats().steps - started < 300  # of 400
     wait_until(lambda: server.service.metrics.finished["abort"] == aborted + n)
 
 
@@ -63,7 +63,7 @@ def test_leaving_while_queued(start_server: Callable[..., Server]) -> None:
 
 def test_silence_is_broken_by_comments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "KEEPALIVE", 0.05)
-    server.executor.delay = 0.2
+    server.executor.delay = 0.5
     body = {"prompt": "a", "max_tokens": 2, "ignore_eos": True, "stream": True}
     text = server.post(COMPLETIONS, **body).text
     comments = [line for line in text.split("\n\n") if line.startswith(":")]
@@ -71,9 +71,9 @@ def test_silence_is_broken_by_comments(server: Server, monkeypatch: pytest.Monke
 
 
 def test_no_comments_while_tokens_flow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "KEEPALIVE", 0.5)
+    monkeypatch.setattr(sse, "KEEPALIVE", 1.5)
     server.executor.delay = 0.02
-    text = server.post(COMPLETIONS, prompt="a", max_tokens=50, ignore_eos=True, stream=True).text
+    text = server.post(COMPLETIONS, prompt="a", max_tokens=100, ignore_eos=True, stream=True).text
     assert "\n:" not in text and not text.startswith(":")
 
 
