@@ -93,8 +93,7 @@ class ResponseRun:
 class BackgroundRun:
     """A response that runs whether or not anybody listens; its events are kept while it does."""
 
-    def __init__(self, run: ResponseRun, owner: str) -> None:
-        self.owner = owner
+    def __init__(self, run: ResponseRun) -> None:
         self.run = run
         self.log: list[bytes] = []
         self._changed = asyncio.Event()

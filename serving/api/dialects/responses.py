@@ -123,7 +123,7 @@ class _Keeper:
         except BaseException:
             run.cancel()
             raise
-        background = self._background = BackgroundRun(run, self._owner)
+        background = self._background = BackgroundRun(run)
         running, response_id = self._store.running, self._response["id"]
         running[response_id] = background
         background.task.add_done_callback(lambda _: running.pop(response_id))
@@ -132,8 +132,8 @@ class _Keeper:
     async def keep(self, last: Sequence[bytes]) -> None:
         """Store the response when it has ended; `last`: its last events."""
         if self._response["store"]:
-            log = self._background.log if self._background else []
-            await self._put(b"".join([*log, *last]) or None)
+            background = self._background
+            await self._put(b"".join([*background.log, *last]) if background else None)
 
     async def _put(self, events: bytes | None) -> None:
         from flashlet.serving.responses.response_table import StoredResponse

@@ -51,7 +51,9 @@ def stored_responses_router(store: ResponseStore) -> APIRouter:
         if run := store.running.get(response_id):
             return ResponseStream(run.run, run.follow(after), attached=False)
         if stored.events is None:
-            raise InvalidRequestError("stream: only available for background responses", "stream")
+            raise InvalidRequestError(
+                "stream: only background responses that this server finished keep their events", "stream"
+            )
         return _Replay(stored.events, after)
 
     @router.get(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -234,6 +235,15 @@ def test_background(client: openai.OpenAI, server: Server) -> None:
     rest = [*client.responses.retrieve(response.id, stream=True, starting_after=4)]
     assert rest == events[5:] and events[-1].type == "response.completed"
     assert client.responses.cancel(response.id).status == "completed"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_background_responses_are_streamed_again(server: Server, stream: bool) -> None:
+    created = server.post(PATH, input="weather?", stream=stream)
+    response_id = re.findall(r"resp_\w+", created.text)[0]
+    assert server.client.get(f"{PATH}/{response_id}").json()["status"] == "completed"
+    again = server.client.get(f"{PATH}/{response_id}", params={"stream": "true"})
+    assert again.status_code == 400 and again.json()["error"]["param"] == "stream", again.text
 
 
 def test_a_background_stream_survives_its_client(client: openai.OpenAI, server: Server) -> None:
