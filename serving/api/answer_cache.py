@@ -68,9 +68,12 @@ class AnswerCache:
 
     def put(self, attempt: Attempt, fingerprint: str, response: Response, events: list[bytes]) -> None:
         """Keep a complete answer, and drop those whose last use is longest ago."""
-        is_stream = isinstance(response, EventStream)
-        parts = [_marked(part) for part in (events if is_stream else [bytes(response.body)])]
-        bare = response.reading(_each([]), _nothing) if isinstance(response, EventStream) else response
+        if isinstance(response, EventStream):
+            parts = [event.replace(_USAGE, _MARKED) for event in events]
+            bare: Response = response.reading(_each([]), _nothing)
+        else:
+            parts = [_marked(bytes(response.body))]
+            bare = Response(headers=response.headers)
         num_bytes = sum(len(part) + _OVERHEAD for part in parts)
         key = (*attempt.what, fingerprint)
         if num_bytes > self._max_bytes or key in self._answers:
@@ -82,9 +85,10 @@ class AnswerCache:
             self.num_bytes -= oldest.num_bytes
 
 
-def _marked(part: bytes) -> bytes:
-    """Say in `usage` that the answer is not new."""
-    return part.replace(_USAGE, _MARKED)
+def _marked(body: bytes) -> bytes:
+    """Say in `usage` that the answer is not new. An object before it may be of a call's arguments."""
+    head, _, tail = body.rpartition(_USAGE)
+    return head + _MARKED + tail
 
 
 def _nothing() -> None:

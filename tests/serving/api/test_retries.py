@@ -324,6 +324,21 @@ def test_openai_accumulates_a_stream_from_the_cache(server: Server) -> None:
         )
 
 
+def test_only_the_usage_of_a_cached_answer_is_marked(server: Server) -> None:
+    call = '{"name": "watch", "arguments": {"usage": {"of": "cpu"}}}'
+    server.executor.script = f"<tool_call>\n{call}\n</tool_call>"
+    schema = {"type": "object", "properties": {"usage": {"type": "object"}}}
+    body = {
+        "messages": [{"role": "user", "content": "watch"}],
+        "tools": [{"name": "watch", "input_schema": schema}],
+        "max_tokens": 100, "temperature": 0,
+    }  # fmt: skip
+    first, second = (server.client.post("/v1/messages", json=body) for _ in range(2))
+    assert second.headers["x-flashlet-cache"] == "hit" and second.json()["usage"].pop("cached_answer")
+    assert second.json()["content"] == first.json()["content"]
+    assert second.json()["content"][0]["input"] == {"usage": {"of": "cpu"}}
+
+
 def test_what_is_not_cached(server: Server) -> None:
     for body in (
         BODY | {"prompt": "sampled"},
