@@ -8,6 +8,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATH = "/v1/messages"
+_JSON = (b"content-type", b"application/json")
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -56,7 +57,7 @@ class _Rewriting:
             headers = [*message["headers"]]
             headers += [(b"request-id", value) for name, value in headers if name == b"x-request-id"]
             message = {**message, "headers": headers}
-            if message["status"] >= 400:
+            if message["status"] >= 400 and _JSON in headers:  # a refused CORS preflight is plain text
                 self._head = message
                 return
         elif self._head is not None:

@@ -71,8 +71,9 @@ def test_cors(locked: Server, server: Server) -> None:
     allowed = locked.client.options("/v1/completions", headers=preflight)
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "http://localhost:3000"
-    foreign = locked.client.options("/v1/completions", headers=preflight | {"origin": "http://evil"})
-    assert "access-control-allow-origin" not in foreign.headers
+    for path in ("/v1/completions", "/v1/messages"):
+        refused = locked.client.options(path, headers=preflight | {"origin": "http://evil"})
+        assert refused.status_code == 400 and "access-control-allow-origin" not in refused.headers
     off = server.client.get("/v1/models", headers={"origin": "http://localhost:3000"})
     assert not [name for name in off.headers if name.startswith("access-control")]
 
