@@ -97,7 +97,7 @@ async def _replay(body: VerifyRequest, request: Request) -> httpx.Response:
 def _seed(body: VerifyRequest) -> dict[str, int]:
     """The request's seed. Raises InvalidRequestError if it is not known, or known twice."""
     own, temperature = body.request.get("seed"), body.request.get("temperature")
-    if body.seed is not None and own not in {None, body.seed}:
+    if body.seed is not None and own not in (None, body.seed):
         raise InvalidRequestError(f"seed: the request has its own, {own}; got {body.seed}", "seed")
     if body.seed is not None:
         return {"seed": body.seed - 2**64 if body.seed >= 2**63 else body.seed}

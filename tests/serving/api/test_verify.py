@@ -166,6 +166,10 @@ def test_answers_that_do_not_belong_to_the_request(server: Server) -> None:
             "/v1/verify", endpoint=COMPLETIONS, request=request | in_request, answer=answer | in_answer
         )
         assert response.status_code == 400 and response.json()["error"]["param"] == param, response.text
+    seeds = server.post(
+        "/v1/verify", endpoint=COMPLETIONS, request=request | {"seed": [1]}, answer=answer, seed=1
+    )
+    assert seeds.status_code == 400 and seeds.json()["error"]["param"] == "seed", seeds.text
     unknown = server.post(
         "/v1/verify", endpoint=COMPLETIONS, request=request | {"model": "other"}, answer=answer
     )
