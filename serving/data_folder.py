@@ -24,8 +24,16 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder if it is not there; nobody else may read what clients said."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def lock_folder(path: Path) -> int:
-    """Descriptor of the lock file, held; the lock ends with the process, however that ends."""
+    """Descriptor of the lock file, held; the lock ends with the process, however that ends.
+
+    Raises DataFolderError if another process has it, and OSError.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +42,7 @@ def lock_folder(path: Path) -> int:
         reason = (
             "another server uses it; choose one with --data" if isinstance(error, BlockingIOError) else error
         )
-        raise DataFolderError(f"the data folder {path.parent} cannot be used: {reason}") from error
+        raise DataFolderError(str(reason)) from error
     return descriptor
 
 

@@ -8,7 +8,7 @@ import sqlite3
 from flashlet.serving.batches.batch_table import BatchTable
 from flashlet.serving.batches.config import BatchConfig
 from flashlet.serving.batches.file_table import FileTable
-from flashlet.serving.data_folder import lock_folder, open_database
+from flashlet.serving.data_folder import lock_folder, make_folder, open_database
 from flashlet.serving.errors import DataFolderError
 
 SCHEMA_VERSION = 1
@@ -71,9 +71,10 @@ class Storage:
         """Raises DataFolderError if the folder cannot be used, or another server uses it."""
         folder = config.folder
         try:
-            (folder / "files").mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            make_folder(folder / "files")
             self._lock = lock_folder(folder / "lock")
-        except OSError as error:
+        except (OSError, DataFolderError) as error:
             raise DataFolderError(f"the data folder {folder} cannot be used: {error}") from error
         try:
             self._connection = open_database(config.database, _SCHEMA, SCHEMA_VERSION)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from flashlet.serving.data_folder import lock_folder, open_database, transaction
+from flashlet.serving.data_folder import lock_folder, make_folder, open_database, transaction
 from flashlet.serving.errors import DataFolderError, NotFoundError
 from flashlet.serving.responses.config import ResponseConfig
 
@@ -53,7 +53,7 @@ class ResponseTable:
         path: Any = ":memory:"
         try:
             if config.folder is not None:
-                config.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(config.folder)
                 self._lock = lock_folder(config.folder / "responses.lock")
                 path = config.folder / "responses.sqlite3"
             self._connection = open_database(path, _SCHEMA, SCHEMA_VERSION)

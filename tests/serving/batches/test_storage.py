@@ -119,6 +119,11 @@ def test_a_folder_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         Storage(BatchConfig(tmp_path / "data"))
 
 
+def test_nobody_else_reads_a_new_folder(tmp_path: Path) -> None:
+    Storage(BatchConfig(tmp_path / "data")).close()
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataFolderError, match="cannot be used"):

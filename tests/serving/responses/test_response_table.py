@@ -31,6 +31,7 @@ def test_it_comes_back_to_its_owner(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             table.get("a", "one")
         table.close()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
 def test_the_oldest_go(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_what_a_crash_interrupted_has_failed(tmp_path: Path) -> None:
     table = ResponseTable(ResponseConfig(tmp_path))
     for response_id, status in (("a", "queued"), ("b", "in_progress"), ("c", "completed")):
         table.put("one", response(response_id, status))
-    with pytest.raises(DataFolderError, match="another server"):
+    with pytest.raises(DataFolderError, match="^the data folder [^ ]+ cannot be used: another server"):
         ResponseTable(ResponseConfig(tmp_path))
     table.close()
     table = ResponseTable(ResponseConfig(tmp_path))
