@@ -39,6 +39,11 @@ class StorageThread(Generic[StorageT]):
         self.opened = True
         return result
 
+    async def open(self) -> None:
+        """Open the storage unless it is. Raises as `call`."""
+        if not self.opened:
+            await self.call(lambda _: None)
+
     async def close(self) -> None:
         """Finish the calls under way, and let go of the folder. Calling it twice is harmless."""
         if not self._closed:

@@ -52,6 +52,8 @@ def responses_router(service: Service) -> APIRouter:
         """Continue a conversation, and keep it."""
         model = service.model_for(body.model)
         check_request(body)
+        if body.store is not False:
+            await service.responses.open()  # to find out before the answer is made, not after
         owner = owner_of(request)
         history, new = await history_of(service.responses, body, owner), normal_items(body.input)
         chat, names = chat_request(body, history, new)

@@ -6,12 +6,16 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
+
+from flashlet.serving.responses.config import ResponseConfig
+from flashlet.serving.responses.response_table import ResponseTable
 
 if TYPE_CHECKING:
     from tests.serving.api.conftest import Server
@@ -274,6 +278,19 @@ def test_cancel_and_delete_while_it_runs(client: openai.OpenAI, server: Server) 
     server.wait_idle()
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(other.id)
+
+
+def test_nothing_runs_if_it_cannot_be_stored(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    config = ResponseConfig(tmp_path / "data")
+    table = ResponseTable(config)
+    server = start_server(responses=config)
+    server.executor.script = "Hi."
+    refused = server.post(PATH, input="weather?", stream=True)
+    assert refused.status_code == 503 and "another server uses it" in refused.text
+    assert server.service.model.engine_loop.stats().steps == 0  # type: ignore[union-attr]
+    assert server.post(PATH, input="weather?", store=False).status_code == 200
+    table.close()
+    assert server.post(PATH, input="weather?").status_code == 200
 
 
 def test_nobody_else_sees_it(client: openai.OpenAI, server: Server) -> None:
