@@ -100,7 +100,7 @@ class Broadcast:
                 self._on_end()
 
     def _append(self, chunk: bytes) -> None:
-        """Keep a chunk of whole events; drop the older half of all when there are too many bytes."""
+        """Keep a chunk of whole events; if there are too many bytes, drop the older half, but none of these."""
         if self._numbered:
             parts = chunk.split(b"\n\n")[:-1]
             new = [b"id: %d\n%b\n\n" % item for item in enumerate(parts, self.num_events + 1)]
@@ -109,7 +109,7 @@ class Broadcast:
         self._events += new
         self.num_bytes += sum(map(len, new))
         if self.num_bytes > MAX_BYTES:
-            dropped = max(1, len(self._events) // 2)
+            dropped = min(max(1, len(self._events) // 2), len(self._events) - len(new))
             self._num_dropped += dropped
             self.num_bytes -= sum(map(len, self._events[:dropped]))
             del self._events[:dropped]

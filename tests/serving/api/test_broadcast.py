@@ -99,6 +99,19 @@ def test_old_events_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("numbered", [False, True])
+def test_the_latest_events_are_kept_however_large(monkeypatch: pytest.MonkeyPatch, numbered: bool) -> None:
+    monkeypatch.setattr(broadcast, "MAX_BYTES", 5)
+
+    async def run() -> None:
+        stream = Broadcast(source([EVENTS[0] + EVENTS[1], EVENTS[2]]), lambda: None, numbered=numbered)
+        events = await read_all(stream)
+        assert b"".join(events).count(b"data: ") == 3
+        assert not stream.keeps(0)
+
+    asyncio.run(run())
+
+
 def test_numbers() -> None:
     async def run() -> None:
         chunks = [b"data: a\n\ndata: b\n\n", b"", b"event: x\ndata: c\n\n"]
