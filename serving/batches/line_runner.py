@@ -13,6 +13,7 @@ from flashlet.serving.batches.batch_output import Answer, answered
 from flashlet.serving.errors import RequestError
 
 if TYPE_CHECKING:
+    import httpx
     from starlette.types import ASGIApp
 
 PRIORITY = 2**31 - 1  # of batch lines: the largest that the endpoints take, so live requests come first
@@ -44,7 +45,8 @@ class LineRunner:
             response = await self._client.post(request.url, content=body)
             if response.status_code != 500:
                 break
-        if response.status_code in {429, 503} or not self._ready():
+        is_busy = response.status_code in {429, 503} and not _missed_deadline(response)
+        if is_busy or not self._ready():
             return None
         if response.status_code == 500:
             logger.error("a batch line failed: %s", response.text)
@@ -57,6 +59,12 @@ class LineRunner:
         except RequestError:
             return False
         return True
+
+
+def _missed_deadline(response: httpx.Response) -> bool:
+    """Whether a time limit of the line itself is out of reach: asking again would not end."""
+    code: str = msgspec.json.decode(response.content)["error"]["code"]
+    return code.startswith("deadline_")
 
 
 def _with_priority(body: bytes, priority: int) -> bytes:

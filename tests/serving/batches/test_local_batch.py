@@ -38,14 +38,17 @@ def answers(path: Path) -> dict[str, dict[str, Any]]:
 def test_every_line_gets_its_answer(
     files: tuple[Path, Path], tiny_model_path: Path, lines: SimpleNamespace
 ) -> None:
-    requests = [lines.legacy(0), lines.chat(1, n=2), lines.legacy(2, top_p=7), lines.legacy(3, model="other")]
+    requests = [
+        lines.legacy(0), lines.chat(1, n=2), lines.legacy(2, top_p=7), lines.legacy(3, model="other"),
+        lines.legacy(4, max_ttft_ms=1e-9),
+    ]  # fmt: skip
     files[0].write_bytes(lines.jsonl(*requests))
     result = run(files, tiny_model_path)
     assert result.exit_code == 1
-    assert result.stderr.startswith("4 lines answered: 2 failed; ")
+    assert result.stderr.startswith("5 lines answered: 3 failed; ")
     found = answers(files[1])
     statuses = {name: answer["response"]["status_code"] for name, answer in found.items()}
-    assert statuses == {"line-0": 200, "line-1": 200, "line-2": 400, "line-3": 404}
+    assert statuses == {"line-0": 200, "line-1": 200, "line-2": 400, "line-3": 404, "line-4": 503}
     assert len(found["line-1"]["response"]["body"]["choices"]) == 2
     assert found["line-2"]["response"]["body"]["error"]["param"] == "top_p"
 
