@@ -30,10 +30,11 @@ class Calibration:
         self._seconds = 0.0
         longest = min(max_rows, executor.config.context_length - 1)
         rows = [count for count in ROWS if count <= longest] * REPEATS
-        # (rows, tokens to draft): the first warms up, drafts come once the row that they need is known.
-        drafts = [(1, 1), (1, executor.max_draft_tokens)] * REPEATS if executor.max_draft_tokens else []
+        # (rows, tokens to draft): the first warms up, without the next ones there is no speculation.
+        drafts = [(1, 1), (1, executor.max_draft_tokens)] if executor.max_draft_tokens else []
         points = [(count, 0) for count in rows]
-        self._todo = [(1, 0), *points[:2], *drafts, *points[2:]]
+        self._todo = [(1, 0), *points[:2], *drafts, *points[2:], *drafts * (REPEATS - 1)]
+        self._num_more = len(self._todo) - 3 - len(drafts)  # that may be left out
         self._warm = False
 
     @property
@@ -50,16 +51,16 @@ class Calibration:
         try:
             seconds = self._run(rows, drafted, table)
         except Exception:
-            logger.exception("there is no speculation: what steps cost could not be measured")
+            logger.exception("what steps cost could not be measured: there is little speculation, or none")
             self._todo.clear()
             return
         self._seconds += seconds
-        if self._seconds > SECONDS and self._costs.known:
+        if self._seconds > SECONDS and len(self._todo) <= self._num_more:
             self._todo.clear()
         if not self._warm:
             self._warm = True
         elif drafted:
-            self._costs.measured_draft(drafted, max(0.0, 1e3 * seconds - self._costs.ms(1)))
+            self._costs.measured_draft(drafted, 1e3 * seconds)
         else:
             self._costs.measured(rows, 1e3 * seconds)
 

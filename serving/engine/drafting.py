@@ -44,6 +44,8 @@ class Drafter:
     def plan(self, parts: abc.Sequence[Part], free_rows: int) -> None:
         """Decide proposals and draft requests of a step that has room for `free_rows` more rows."""
         phase = self.comparison.phase if self.costs.known else Phase.OFF
+        if phase in (Phase.WIND_DOWN, Phase.PLAIN) and not all(part.decodes for part in parts):
+            phase = Phase.SPECULATE  # what such a step takes proves nothing
         if phase is Phase.OFF:
             for part in parts:
                 if part.sequence.draft is not None:
@@ -55,7 +57,7 @@ class Drafter:
                 sum(part.num_rows for part in parts),
                 free_rows,
             )
-        if self._max_model_tokens:
+        if self._max_model_tokens and self.costs.drafts_known:
             self._request_drafts(parts, phase)
 
     def learn(self, part: Part, output: SliceOutput) -> None:
@@ -64,7 +66,8 @@ class Drafter:
         if draft is None or not part.samples:
             return
         for acceptance in (draft.by_position, self._by_position):
-            acceptance.score(count(), draft.model_tokens, output.token_ids)
+            for position, hit in draft.score(output.token_ids):
+                acceptance.record(position, hit=hit)
         for acceptance in (draft.by_confidence, self._by_confidence):
             acceptance.score(draft.confidences, draft.model_tokens, output.token_ids)
         if draft.match is not None:
@@ -72,6 +75,7 @@ class Drafter:
                 acceptance.score(count(draft.match.length), draft.match.tokens, output.token_ids)
         draft.match = None
         draft.model_tokens = output.proposed
+        draft.num_asked = 0 if part.draft is None else part.draft.num_tokens
         draft.confidences = [min(int(CONFIDENCES * part), CONFIDENCES - 1) for part in output.confidences]
 
     def step_done(self, parts: abc.Sequence[Part], num_tokens: int, ms: float) -> None:
@@ -101,20 +105,28 @@ class Drafter:
         def cost(count: int) -> float:
             return self.costs.ms(num_rows + count) - others
 
+        def promise(curve: list[float]) -> float:
+            rates = ((len(decodes) + sum(curve[:n])) / cost(n) for n in range(len(curve) + 1))
+            return max(rates)
+
         if not _could_pay(len(decodes), cost):
             return
-        candidates = [self._candidate(part.sequence) for part in decodes]
+        candidates = [self._candidate(part.sequence, promise) for part in decodes]
         widths = best_widths([curve for _, curve in candidates], len(decodes), cost, free_rows)
         for part, (proposed, _), width in zip(decodes, candidates, widths, strict=True):
             part.proposed = proposed[:width]
 
-    def _candidate(self, sequence: Sequence) -> tuple[list[int], list[float]]:
+    def _candidate(
+        self, sequence: Sequence, promise: abc.Callable[[list[float]], float]
+    ) -> tuple[list[int], list[float]]:
         """What could be proposed for `sequence`, and the chances of its first 1, 2, ... tokens."""
         if sequence.request.draft == "none":
             return [], []
         draft = self._draft_of(sequence)
         draft.look_up(sequence, MAX_NGRAM_TOKENS)
-        return draft.best(sequence, sequence.max_tokens - sequence.num_output_tokens - 1)
+        num_drafted = self._max_model_tokens if sequence.request.draft == "auto" else 0
+        limit = sequence.max_tokens - sequence.num_output_tokens - 1
+        return draft.best(sequence, limit, num_drafted, promise)
 
     def _request_drafts(self, parts: abc.Sequence[Part], phase: Phase) -> None:
         """Ask the draft model for proposals for the next step where they should pay, or else to follow."""
@@ -154,7 +166,7 @@ class Drafter:
         """Chance that all proposals are right below which one more does not pay, drafted and verified."""
         cost = self._drafting_cost(num_sequences)
         one_more = (cost(3 * num_sequences) - cost(num_sequences)) / 2  # of each
-        return max(0.0, one_more / cost(0) / self._by_position.rate(1))
+        return max(0.0, one_more / cost(0) * self.comparison.speedup / self._by_position.rate(0))
 
     def _follow(self, part: Part, num_tokens: int, least_confidence: float = 0.0) -> None:
         """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""

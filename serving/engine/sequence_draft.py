@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import abc
+
 from flashlet.serving.engine.acceptance import Acceptance
 from flashlet.serving.engine.ngram_index import Match, NgramIndex
 from flashlet.serving.engine.sequence import Sequence
@@ -12,17 +14,18 @@ class SequenceDraft:
 
     __slots__ = (
         "by_confidence", "by_match", "by_position", "confidences", "followed_from", "index", "match",
-        "model_tokens", "num_quiet", "uses_match",
+        "model_tokens", "num_asked", "num_quiet", "uses_match",
     )  # fmt: skip
 
     def __init__(self, by_position: Acceptance, by_confidence: Acceptance, by_match: Acceptance) -> None:
-        self.by_position = by_position  # of the draft model's proposals
+        self.by_position = by_position  # of the draft model's proposals, where it stops early as well
         self.by_confidence = by_confidence  # of the same, by the draft model's own probability of each
         self.by_match = by_match  # of the n-grams', by length of the match
         self.index = NgramIndex()
         self.match: Match | None = None  # what the n-grams say about the tokens of this step
         self.model_tokens: tuple[int, ...] = ()  # what the draft model says about them
         self.confidences: list[int] = []  # how sure it is of each, as indices of `by_confidence`
+        self.num_asked = 0  # tokens that it was asked for
         self.uses_match = False  # whether n-grams were better in this step
         self.followed_from: int | None = None  # the draft model has seen everything since this position
         self.num_quiet = 0  # steps in a row in which drafting did not seem to pay
@@ -30,7 +33,7 @@ class SequenceDraft:
     def forget(self) -> None:
         """The sequence will be computed again: what the executor had for it is gone."""
         self.match = None
-        self.model_tokens, self.confidences = (), []
+        self.model_tokens, self.confidences, self.num_asked = (), [], 0
         self.followed_from = None
 
     def look_up(self, sequence: Sequence, count: int) -> None:
@@ -38,10 +41,27 @@ class SequenceDraft:
         self.index.extend(sequence.tokens)
         self.match = self.index.find(sequence.tokens, count)
 
-    def best(self, sequence: Sequence, limit: int) -> tuple[list[int], list[float]]:
+    def score(self, tokens: abc.Sequence[int]) -> list[tuple[int, bool]]:
+        """Positions of the draft model's proposals that `tokens` confirm (True) or refute.
+
+        Where it stopped before it was wrong, what it left out counts as wrong: asking did not give it.
+        """
+        scores = []
+        for position, (guess, token_id) in enumerate(zip(self.model_tokens, tokens, strict=False)):
+            scores.append((position, guess == token_id))
+            if guess != token_id:
+                return scores
+        if len(self.model_tokens) < min(self.num_asked, len(tokens)):
+            scores.append((len(self.model_tokens), False))
+        return scores
+
+    def best(
+        self, sequence: Sequence, limit: int, num_drafted: int, promise: abc.Callable[[list[float]], float]
+    ) -> tuple[list[int], list[float]]:
         """At most `limit` proposals of the better source, and the chances that the first 1, 2, ... are right.
 
-        The sources are compared over as many tokens as both propose.
+        `promise` says what such chances are worth. A draft model that was not asked is taken to give what
+        it mostly gives for `num_drafted` tokens: else n-grams would keep it from being asked.
         """
         ours = self._useful(sequence, self.model_tokens, limit)
         curve = self.by_confidence.survival(self.confidences[: len(ours)])
@@ -49,9 +69,9 @@ class SequenceDraft:
         if self.match is not None:
             theirs = self._useful(sequence, self.match.tokens, limit)
             other = self.by_match.survival(range(self.match.length, self.match.length + len(theirs)))
-            both = min(len(ours), len(theirs))
-            if sum(other[:both]) >= sum(curve[:both]):
-                self.uses_match = True
+            believed = curve if ours else self.by_position.survival(range(min(num_drafted, limit)))
+            self.uses_match = promise(other) >= promise(believed)
+            if self.uses_match or not ours:
                 return theirs, other
         return ours, curve
 

@@ -7,6 +7,7 @@ from collections import deque
 from statistics import median_low
 
 RECENT = 7  # steps whose median counts: a few slow ones change nothing
+LEAST_FIRST, LEAST_FURTHER = 0.02, 0.005  # that drafted tokens cost, of a step of one row
 STALE = 512  # observations after which a row count is taken to have changed as the others did
 
 
@@ -38,7 +39,7 @@ class StepCosts:
         self._rows: list[int] = []  # measured at the start, ascending
         self._base: list[float] = []  # ms, parallel to it
         self._between: dict[int, float] = {}  # ms by rows, computed from them
-        self._draft_base: dict[int, float] = {}  # ms by drafted tokens of one sequence, measured at the start
+        self._draft_steps: dict[int, float] = {}  # ms of a step of one row by tokens drafted in it, as above
         self._live: dict[int, _Samples] = {}  # by rows
         self._live_draft: dict[int, _Samples] = {}  # by drafting sequences: ms / what it cost at the start
         self._drift = _Samples()  # of now and then: ms of a step / what it cost at the start
@@ -59,9 +60,14 @@ class StepCosts:
             self._rows.insert(at, rows)
             self._base.insert(at, ms)
 
+    @property
+    def drafts_known(self) -> bool:
+        """Whether it was measured what drafting costs."""
+        return bool(self._draft_steps)
+
     def measured_draft(self, num_tokens: int, ms: float) -> None:
-        """Take a measurement of drafting for one sequence at the start; the first token costs most."""
-        self._draft_base[num_tokens] = min(self._draft_base.get(num_tokens, ms), ms)
+        """Take a measurement of the start: a step of one row that drafted so many tokens."""
+        self._draft_steps[num_tokens] = min(self._draft_steps.get(num_tokens, ms), ms)
 
     def observe(self, rows: int, ms: float) -> None:
         """A decode step of so many rows, without drafting, took so long."""
@@ -72,7 +78,7 @@ class StepCosts:
     def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
         """A decode step in which sequences drafted so many tokens in all took so long."""
         self._number += 1
-        ratio = max(0.0, ms - self.ms(rows)) / self._draft_base_ms(num_sequences, num_tokens)
+        ratio = max(0.0, ms - self.ms(rows)) / self._draft_base_ms(num_tokens)
         self._live_draft.setdefault(num_sequences, _Samples()).add(ratio, self._number)
 
     def ms(self, rows: int) -> float:
@@ -83,19 +89,24 @@ class StepCosts:
         return self._base_ms(rows) * (self._drift.median or 1.0)
 
     def draft_ms(self, num_sequences: int, num_tokens: int) -> float:
-        """Milliseconds of drafting so many tokens in all for so many sequences, as evenly as possible."""
+        """Milliseconds of drafting so many tokens in all for so many sequences."""
         live = self._live_draft.get(num_sequences)
         fresh = live is not None and self._number - live.last <= STALE
         ratio = live.median if live is not None and fresh else self._drift.median or 1.0
-        return ratio * self._draft_base_ms(num_sequences, num_tokens)
+        return ratio * self._draft_base_ms(num_tokens)
 
-    def _draft_base_ms(self, num_sequences: int, num_tokens: int) -> float:
-        """On a straight line between the fewest and the most tokens that were measured."""
-        points = self._draft_base
-        fewest, most = min(points), max(points)
-        slope = (points[most] - points[fewest]) / (most - fewest) if most > fewest else 0.0
-        first = min(num_sequences, num_tokens)
-        return max(first * (points[fewest] - (fewest - 1) * slope) + (num_tokens - first) * slope, 1e-3)
+    def _draft_base_ms(self, num_tokens: int) -> float:
+        """On a straight line through the fewest and the most tokens measured; the first one costs most.
+
+        A step without drafts may by chance have taken longer: a drafted token still costs something.
+        """
+        plain = self._base_ms(1)
+        fewest, most = min(self._draft_steps), max(self._draft_steps)
+        first = max(self._draft_steps[fewest] - plain, LEAST_FIRST * plain) / fewest
+        if most == fewest:
+            return num_tokens * first
+        slope = (self._draft_steps[most] - plain - first) / (most - 1)
+        return first + (num_tokens - 1) * max(slope, LEAST_FURTHER * plain)
 
     def _base_ms(self, rows: int) -> float:
         """What was measured at the start, on straight lines between and beyond."""

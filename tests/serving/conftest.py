@@ -17,7 +17,7 @@ Speculating = Callable[..., Engine]
 class MadeUpCosts(StepCosts):
     """Rows cost nothing, drafted tokens what is said; or with `rng` anything, so that anything happens."""
 
-    known = True
+    known = drafts_known = True
 
     def __init__(self, rng: random.Random | None, draft_ms: float) -> None:
         super().__init__()

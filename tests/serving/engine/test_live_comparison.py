@@ -37,12 +37,23 @@ def test_costs_follow_the_median_of_live_steps_and_the_rest_drifts_along() -> No
 
 def test_drafted_tokens_cost_what_remains_of_a_step() -> None:
     costs = costs_of((1, 5.0), (4, 5.0))
-    costs.measured_draft(1, 0.5)
-    assert (costs.draft_ms(1, 1), costs.draft_ms(1, 3)) == (0.5, 0.5)
-    costs.measured_draft(5, 1.3)  # further tokens are cheaper
-    assert (costs.draft_ms(1, 3), costs.draft_ms(2, 3)) == pytest.approx((0.9, 1.2))
+    assert not costs.drafts_known
+    costs.measured_draft(1, 5.5)
+    assert (costs.draft_ms(1, 1), costs.draft_ms(1, 3)) == (0.5, 1.5)
+    costs.measured_draft(5, 6.3)  # further tokens are cheaper
+    assert (costs.draft_ms(1, 3), costs.draft_ms(2, 3)) == pytest.approx((0.9, 0.9))
     costs.observe_draft(rows=4, num_sequences=1, num_tokens=3, ms=6.8)  # twice as slow now
-    assert (costs.draft_ms(1, 1), costs.draft_ms(2, 3)) == pytest.approx((1.0, 1.2))
+    assert (costs.draft_ms(1, 1), costs.draft_ms(2, 3)) == pytest.approx((1.0, 0.9))
+
+
+def test_drafted_tokens_are_never_free() -> None:
+    """A hiccup in the step without drafts does not make them so; the next measurement mends it."""
+    costs = costs_of((1, 9.0), (4, 9.0))
+    costs.measured_draft(1, 5.5)
+    costs.measured_draft(8, 7.6)
+    assert costs.draft_ms(1, 1) > 0.1 and costs.draft_ms(1, 3) > costs.draft_ms(1, 2) + 0.01
+    costs.measured(1, 5.0)
+    assert (costs.draft_ms(1, 1), costs.draft_ms(1, 8)) == pytest.approx((0.5, 2.6))
 
 
 def run(comparison: LiveComparison, tokens: int, ms: float, steps: int) -> list[Phase]:
