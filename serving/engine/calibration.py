@@ -14,7 +14,7 @@ from flashlet.serving.engine.step_costs import StepCosts
 logger = logging.getLogger(__name__)
 
 ROWS = (1, 4, 8, 16, 2, 3, 6, 12, 32)  # the coarse picture first
-REPEATS = 2
+REPEATS = 3
 SECONDS = 0.3  # in all; a slow model is measured in fewer places
 _TOKEN = 1  # any will do
 _GREEDY = SamplingParams(temperature=0)

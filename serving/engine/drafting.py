@@ -35,14 +35,21 @@ class Drafter:
     def __init__(self, costs: StepCosts, max_model_tokens: int) -> None:
         """`max_model_tokens`: what the draft model can propose at once; 0 without one."""
         self.costs = costs
-        self.comparison = LiveComparison(costs)
+        self._comparisons: dict[int, LiveComparison] = {}  # by load: what pays alone may not pay in company
+        self._last_load = 1
         self._max_model_tokens = max_model_tokens
         self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
         self._by_confidence = _shared_acceptance(CONFIDENCES, Identity(CONFIDENCES))
         self._by_match = _shared_acceptance(MAX_MATCH + 1, MATCH_PRIOR)
 
+    @property
+    def comparison(self) -> LiveComparison:
+        """Of speeds with and without speculation, at the load of the latest step."""
+        return self._comparisons.setdefault(self._last_load, LiveComparison(self.costs))
+
     def plan(self, parts: abc.Sequence[Part], free_rows: int) -> None:
         """Decide proposals and draft requests of a step that has room for `free_rows` more rows."""
+        self._last_load = _load(parts)
         phase = self.comparison.phase if self.costs.known else Phase.OFF
         if phase in (Phase.WIND_DOWN, Phase.PLAIN) and not all(part.decodes for part in parts):
             phase = Phase.SPECULATE  # what such a step takes proves nothing
@@ -83,16 +90,10 @@ class Drafter:
         if not self.costs.known or not all(part.decodes for part in parts):
             return
         rows = sum(part.num_rows for part in parts)
-        drafted = [
-            len(part.sequence.draft.model_tokens)
-            for part in parts
-            if part.draft is not None and part.draft.num_tokens and part.sequence.draft is not None
-        ]
-        if sum(drafted):
-            self.costs.observe_draft(rows, len(drafted), sum(drafted), ms)
-        else:
-            self.costs.observe(rows, ms)
-        speculated = sum(drafted) > 0 or rows > len(parts)
+        drafts = [part.sequence.draft for part in parts if part.draft is not None and part.draft.num_tokens]
+        drafted = sum(len(draft.model_tokens) for draft in drafts if draft is not None)
+        self.costs.observe(len(parts), rows, drafted, ms)
+        speculated = drafted > 0 or rows > len(parts)
         self.comparison.step_done(len(parts), num_tokens, ms, speculated=speculated)
 
     def _propose(self, decodes: list[Part], num_rows: int, free_rows: int) -> None:
@@ -192,9 +193,7 @@ class Drafter:
     def _drafting_cost(self, num_sequences: int) -> Cost:
         """Milliseconds of a step that verifies so many tokens, and of drafting them before."""
         costs = self.costs
-        return lambda count: (
-            costs.ms(num_sequences + count) + (costs.draft_ms(num_sequences, count) if count else 0.0)
-        )
+        return lambda count: costs.ms(num_sequences + count) + (costs.draft_ms(count) if count else 0.0)
 
     def _model_pays(self, num_sequences: int) -> bool:
         """Whether the draft model would be asked for anything if so many sequences decoded."""
@@ -220,6 +219,11 @@ class Drafter:
 def _shared_acceptance(size: int, prior: Prior) -> Acceptance:
     """Of all sequences together, which is what is believed about a new one."""
     return Acceptance(size, prior, weight=8, decay=0.995, fading=0.999)
+
+
+def _load(parts: abc.Sequence[Part]) -> int:
+    """Steps of 1, 2 to 3, 4 to 7 ... decoding sequences are alike."""
+    return sum(part.decodes for part in parts).bit_length()
 
 
 def _count_quiet(sampling: list[Part], widths: list[int]) -> None:

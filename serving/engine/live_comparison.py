@@ -69,7 +69,9 @@ class LiveComparison:
         self._tokens = self._tokens * DECAY + num_tokens / num_sequences
         self._weight = self._weight * DECAY + 1
         self._ms = self._ms * DECAY + ms
-        self._plain_ms = self._plain_ms * DECAY + num_tokens * self._costs.ms(num_sequences) / num_sequences
+        self._plain_ms = (
+            self._plain_ms * DECAY + num_tokens * self._costs.plain_ms(num_sequences) / num_sequences
+        )
         if self._steps >= TRIAL:
             self._judge()
 

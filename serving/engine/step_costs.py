@@ -1,4 +1,4 @@
-"""What a decode step costs by its number of rows, in milliseconds."""
+"""What a decode step costs by its rows and by the tokens drafted in it, in milliseconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median_low
 
 RECENT = 7  # steps whose median counts: a few slow ones change nothing
 LEAST_FIRST, LEAST_FURTHER = 0.02, 0.005  # that drafted tokens cost, of a step of one row
-STALE = 512  # observations after which a row count is taken to have changed as the others did
+STALE = 512  # observations after which plain steps of so many sequences say nothing any more
 
 
 class _Samples:
@@ -28,11 +28,11 @@ class _Samples:
 
 
 class StepCosts:
-    """Measured at the start (see calibration.py), then followed step by step, because it changes with the
-    length of the contexts and with what else the machine does.
+    """Measured at the start (see calibration.py); live steps say how much slower everything is by now, with
+    longer contexts and whatever else the machine does.
 
-    Not one with StepTimes, whose smooth curve over any kind of step would hide what drafting weighs: the
-    stairs between one count of rows, proposals included, and the next, as the median of the latest steps.
+    The stairs between one count of rows and the next stay as they were measured: single live steps are too
+    noisy to tell them. Not one with StepTimes, whose smooth curve over any kind of step would hide them.
     """
 
     def __init__(self) -> None:
@@ -40,8 +40,7 @@ class StepCosts:
         self._base: list[float] = []  # ms, parallel to it
         self._between: dict[int, float] = {}  # ms by rows, computed from them
         self._draft_steps: dict[int, float] = {}  # ms of a step of one row by tokens drafted in it, as above
-        self._live: dict[int, _Samples] = {}  # by rows
-        self._live_draft: dict[int, _Samples] = {}  # by drafting sequences: ms / what it cost at the start
+        self._plain: dict[int, _Samples] = {}  # ms of steps without proposals and drafts, by sequences
         self._drift = _Samples()  # of now and then: ms of a step / what it cost at the start
         self._number = 0
 
@@ -49,6 +48,11 @@ class StepCosts:
     def known(self) -> bool:
         """Whether anything was measured."""
         return len(self._rows) > 1
+
+    @property
+    def drafts_known(self) -> bool:
+        """Whether it was measured what drafting costs."""
+        return bool(self._draft_steps)
 
     def measured(self, rows: int, ms: float) -> None:
         """Take a measurement of the start; of several the best counts."""
@@ -60,40 +64,42 @@ class StepCosts:
             self._rows.insert(at, rows)
             self._base.insert(at, ms)
 
-    @property
-    def drafts_known(self) -> bool:
-        """Whether it was measured what drafting costs."""
-        return bool(self._draft_steps)
-
     def measured_draft(self, num_tokens: int, ms: float) -> None:
         """Take a measurement of the start: a step of one row that drafted so many tokens."""
         self._draft_steps[num_tokens] = min(self._draft_steps.get(num_tokens, ms), ms)
 
-    def observe(self, rows: int, ms: float) -> None:
-        """A decode step of so many rows, without drafting, took so long."""
+    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> None:
+        """A decode step of so many rows, proposals included, in which so many tokens were drafted."""
         self._number += 1
-        self._live.setdefault(rows, _Samples()).add(ms, self._number)
-        self._drift.add(ms / self._base_ms(rows), self._number)
+        expected = self._base_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
+        self._drift.add(ms / expected, self._number)
+        if rows == num_sequences and not num_drafted:
+            self._plain.setdefault(rows, _Samples()).add(ms, self._number)
 
-    def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
-        """A decode step in which sequences drafted so many tokens in all took so long."""
-        self._number += 1
-        ratio = max(0.0, ms - self.ms(rows)) / self._draft_base_ms(num_tokens)
-        self._live_draft.setdefault(num_sequences, _Samples()).add(ratio, self._number)
-
-    def ms(self, rows: int) -> float:
-        """Milliseconds of a decode step."""
-        live = self._live.get(rows)
+    def plain_ms(self, num_sequences: int) -> float:
+        """Milliseconds of a decode step without proposals and drafts."""
+        live = self._plain.get(num_sequences)
         if live is not None and self._number - live.last <= STALE:
             return live.median
+        return self.ms(num_sequences)
+
+    def ms(self, rows: int) -> float:
+        """Milliseconds of a decode step, proposals included."""
         return self._base_ms(rows) * (self._drift.median or 1.0)
 
-    def draft_ms(self, num_sequences: int, num_tokens: int) -> float:
-        """Milliseconds of drafting so many tokens in all for so many sequences."""
-        live = self._live_draft.get(num_sequences)
-        fresh = live is not None and self._number - live.last <= STALE
-        ratio = live.median if live is not None and fresh else self._drift.median or 1.0
-        return ratio * self._draft_base_ms(num_tokens)
+    def draft_ms(self, num_tokens: int) -> float:
+        """Milliseconds of drafting so many tokens, of one sequence or several."""
+        return self._draft_base_ms(num_tokens) * (self._drift.median or 1.0)
+
+    def _base_ms(self, rows: int) -> float:
+        """What was measured at the start, on straight lines between and beyond."""
+        if rows in self._between:
+            return self._between[rows]
+        at = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
+        left, right = self._rows[at - 1], self._rows[at]
+        slope = (self._base[at] - self._base[at - 1]) / (right - left)
+        self._between[rows] = max(self._base[at - 1] + slope * (rows - left), 1e-3)
+        return self._between[rows]
 
     def _draft_base_ms(self, num_tokens: int) -> float:
         """On a straight line through the fewest and the most tokens measured; the first one costs most.
@@ -107,13 +113,3 @@ class StepCosts:
             return num_tokens * first
         slope = (self._draft_steps[most] - plain - first) / (most - 1)
         return first + (num_tokens - 1) * max(slope, LEAST_FURTHER * plain)
-
-    def _base_ms(self, rows: int) -> float:
-        """What was measured at the start, on straight lines between and beyond."""
-        if rows in self._between:
-            return self._between[rows]
-        at = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
-        left, right = self._rows[at - 1], self._rows[at]
-        slope = (self._base[at] - self._base[at - 1]) / (right - left)
-        self._between[rows] = max(self._base[at - 1] + slope * (rows - left), 1e-3)
-        return self._between[rows]

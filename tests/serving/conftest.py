@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from flashlet.serving.engine.engine import Engine
-from flashlet.serving.engine.live_comparison import LiveComparison
 from flashlet.serving.engine.step_costs import StepCosts
 
 Speculating = Callable[..., Engine]
@@ -27,14 +26,14 @@ class MadeUpCosts(StepCosts):
     def ms(self, rows: int) -> float:
         return 1e6 if self._rng is None else 1e6 * self._rng.uniform(0.5, 1.5)
 
-    def draft_ms(self, num_sequences: int, num_tokens: int) -> float:
+    def draft_ms(self, num_tokens: int) -> float:
         per_token = self._draft_ms if self._rng is None else self._rng.uniform(0.0, 0.4)
         return 1e6 * num_tokens * per_token
 
-    def observe(self, rows: int, ms: float) -> None:
-        pass
+    def plain_ms(self, num_sequences: int) -> float:
+        return self.ms(num_sequences)
 
-    def observe_draft(self, rows: int, num_sequences: int, num_tokens: int, ms: float) -> None:
+    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> None:
         pass
 
 
@@ -48,7 +47,6 @@ def speculating() -> Speculating:
         while engine.is_calibrating:
             engine.step()
         drafter.costs = MadeUpCosts(rng, draft_ms)
-        drafter.comparison = LiveComparison(drafter.costs)
         return engine
 
     return prepare

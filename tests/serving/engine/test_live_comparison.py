@@ -22,28 +22,36 @@ def test_costs_lie_on_straight_lines_between_what_was_measured() -> None:
     assert [costs.ms(rows) for rows in (1, 3, 4, 6, 8, 12)] == [5.0, 5.0, 5.0, 7.0, 9.0, 13.0]
 
 
-def test_costs_follow_the_median_of_live_steps_and_the_rest_drifts_along() -> None:
+def test_costs_drift_with_the_median_of_live_steps() -> None:
     costs = costs_of((1, 5.0), (4, 6.0), (8, 9.0))
     for ms in (10.0, 10.0, 90.0, 10.0, 10.0):
-        costs.observe(1, ms)
-    assert costs.ms(1) == 10.0
-    assert costs.ms(4) == 12.0  # twice as slow now, like the one that was seen
-    costs.observe(4, 7.0)
-    assert costs.ms(4) == 7.0
+        costs.observe(1, 1, 0, ms)
+    assert (costs.ms(1), costs.ms(4)) == (10.0, 12.0)  # everything is twice as slow now
+    costs.observe(1, 4, 0, 7.0)
+    assert costs.ms(4) == 12.0  # one step does not say what three rows more cost
     for _ in range(STALE + 1):
-        costs.observe(1, 5.0)
-    assert costs.ms(4) == 6.0  # so long ago that it counts no longer
+        costs.observe(1, 4, 0, 6.0)
+    assert (costs.ms(4), costs.plain_ms(1)) == (6.0, 5.0)
+
+
+def test_plain_steps_are_known_for_themselves() -> None:
+    costs = costs_of((1, 5.0), (4, 6.0))
+    costs.measured_draft(1, 5.5)
+    costs.observe(1, 1, 0, 5.2)
+    for _ in range(20):
+        costs.observe(1, 4, 1, 13.0)
+    assert (costs.plain_ms(1), costs.ms(1)) == (5.2, 10.0)
 
 
 def test_drafted_tokens_cost_what_remains_of_a_step() -> None:
     costs = costs_of((1, 5.0), (4, 5.0))
     assert not costs.drafts_known
     costs.measured_draft(1, 5.5)
-    assert (costs.draft_ms(1, 1), costs.draft_ms(1, 3)) == (0.5, 1.5)
+    assert (costs.draft_ms(1), costs.draft_ms(3)) == (0.5, 1.5)
     costs.measured_draft(5, 6.3)  # further tokens are cheaper
-    assert (costs.draft_ms(1, 3), costs.draft_ms(2, 3)) == pytest.approx((0.9, 0.9))
-    costs.observe_draft(rows=4, num_sequences=1, num_tokens=3, ms=6.8)  # twice as slow now
-    assert (costs.draft_ms(1, 1), costs.draft_ms(2, 3)) == pytest.approx((1.0, 0.9))
+    assert costs.draft_ms(3) == pytest.approx(0.9)
+    costs.observe(1, 4, 3, 11.8)  # twice as slow now
+    assert costs.draft_ms(3) == pytest.approx(1.8)
 
 
 def test_drafted_tokens_are_never_free() -> None:
@@ -51,9 +59,9 @@ def test_drafted_tokens_are_never_free() -> None:
     costs = costs_of((1, 9.0), (4, 9.0))
     costs.measured_draft(1, 5.5)
     costs.measured_draft(8, 7.6)
-    assert costs.draft_ms(1, 1) > 0.1 and costs.draft_ms(1, 3) > costs.draft_ms(1, 2) + 0.01
+    assert costs.draft_ms(1) > 0.1 and costs.draft_ms(3) > costs.draft_ms(2) + 0.01
     costs.measured(1, 5.0)
-    assert (costs.draft_ms(1, 1), costs.draft_ms(1, 8)) == pytest.approx((0.5, 2.6))
+    assert (costs.draft_ms(1), costs.draft_ms(8)) == pytest.approx((0.5, 2.6))
 
 
 def run(comparison: LiveComparison, tokens: int, ms: float, steps: int) -> list[Phase]:
