@@ -100,7 +100,7 @@ class Broadcast:
                 self._on_end()
 
     def _append(self, chunk: bytes) -> None:
-        """Keep a chunk of whole events; if there are too many bytes, drop the older half, but none of these."""
+        """Keep a chunk of whole events; over the limit, drop the older half of all, but none of these."""
         if self._numbered:
             parts = chunk.split(b"\n\n")[:-1]
             new = [b"id: %d\n%b\n\n" % item for item in enumerate(parts, self.num_events + 1)]
