@@ -28,7 +28,7 @@ CHATML = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Quantized weights of test models do not end up in the user's cache; the workers of one run share them."""
+    """Quantized weights of test models stay out of the user's cache; the workers of one run share them."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 ROWS = (1, 4, 8, 16, 2, 3, 6, 12, 32)  # the coarse picture first
 REPEATS = 3
-SECONDS = 0.3  # in all; a slow model is measured in fewer places
+SECONDS = 0.5  # in all; a slow model is measured in fewer places
 _TOKEN = 1  # any will do
 _GREEDY = SamplingParams(temperature=0)
 
@@ -29,13 +29,13 @@ class Calibration:
         self._costs = costs
         self._seconds = 0.0
         longest = min(max_rows, executor.config.context_length - 1)
-        rows = [count for count in ROWS if count <= longest] * REPEATS
-        # (rows, tokens to draft): the first warms up, without the next ones there is no speculation.
+        points = [(count, 0) for count in ROWS if count <= longest]
+        # (rows, tokens to draft): the first of each warm up, without the next ones there is no speculation.
         drafts = [(1, 1), (1, executor.max_draft_tokens)] if executor.max_draft_tokens else []
-        points = [(count, 0) for count in rows]
-        self._todo = [(1, 0), *points[:2], *drafts, *points[2:], *drafts * (REPEATS - 1)]
-        self._num_more = len(self._todo) - 3 - len(drafts)  # that may be left out
-        self._warm = False
+        warm_up = [(1, 0), *drafts[:1]]
+        more = [*points[2:], *drafts, *(points + drafts) * (REPEATS - 1)]
+        self._num_warm_up, self._num_more = len(warm_up), len(more)
+        self._todo = [*warm_up, *points[:2], *drafts, *more]  # of `more` as much as there is time for
 
     @property
     def done(self) -> bool:
@@ -57,8 +57,8 @@ class Calibration:
         self._seconds += seconds
         if self._seconds > SECONDS and len(self._todo) <= self._num_more:
             self._todo.clear()
-        if not self._warm:
-            self._warm = True
+        if self._num_warm_up:
+            self._num_warm_up -= 1
         elif drafted:
             self._costs.measured_draft(drafted, 1e3 * seconds)
         else:

@@ -167,7 +167,7 @@ class Drafter:
         """Chance that all proposals are right below which one more does not pay, drafted and verified."""
         cost = self._drafting_cost(num_sequences)
         one_more = (cost(3 * num_sequences) - cost(num_sequences)) / 2  # of each
-        return max(0.0, one_more / cost(0) * self.comparison.speedup / self._by_position.rate(0))
+        return max(0.0, one_more / cost(0) / self._by_position.rate(0))
 
     def _follow(self, part: Part, num_tokens: int, least_confidence: float = 0.0) -> None:
         """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""

@@ -97,8 +97,8 @@ class StepCosts:
             return self._between[rows]
         at = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
         left, right = self._rows[at - 1], self._rows[at]
-        slope = (self._base[at] - self._base[at - 1]) / (right - left)
-        self._between[rows] = max(self._base[at - 1] + slope * (rows - left), 1e-3)
+        low, high = min(self._base[at - 1 :]), min(self._base[at:])  # more rows are never faster
+        self._between[rows] = max(low + (high - low) / (right - left) * (rows - left), 1e-3)
         return self._between[rows]
 
     def _draft_base_ms(self, num_tokens: int) -> float:
