@@ -32,6 +32,15 @@ from flashlet.serving.api.tokens import tokens_router
 from flashlet.serving.api.verify import verify_router
 
 METHODS = ["DELETE", "GET", "POST"]
+EXPOSED = [  # headers for scripts of other origins; SDKs in browsers read when to retry
+    "x-request-id",
+    "request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "x-flashlet-seed",
+    "x-flashlet-cache",
+]
 
 
 def build_api(service: Service) -> FastAPI:
@@ -82,7 +91,7 @@ def build_app(service: Service) -> ASGIApp:
             allow_origins=service.config.cors_origins,
             allow_methods=METHODS,
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-flashlet-seed", "x-flashlet-cache"],
+            expose_headers=EXPOSED,
         )
     return MessageErrors(RequestIds(app))
 

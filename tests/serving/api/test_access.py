@@ -72,6 +72,9 @@ def test_cors(locked: Server, server: Server) -> None:
     allowed = locked.client.options("/v1/completions", headers=preflight)
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "http://localhost:3000"
+    failed = locked.client.get("/v1/models", headers={"origin": preflight["origin"]})
+    exposed = failed.headers["access-control-expose-headers"]
+    assert {"retry-after-ms", "x-should-retry", "x-request-id"} <= {*exposed.split(", ")}
     for path in ("/v1/completions", "/v1/messages"):
         refused = locked.client.options(path, headers=preflight | {"origin": "http://evil"})
         assert refused.status_code == 400 and "access-control-allow-origin" not in refused.headers
