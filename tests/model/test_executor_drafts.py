@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from draft_runs import (
+    CONFIG,
+    GREEDY,
+    OPTIONS,
+    DraftRun,
+    decode,
+    decoded_alone,
+    native_executor,
+    random_tokens,
+    torch_executor,
+)
 from numpy.typing import NDArray
 
 from flashlet.kernels.cpu import instruction_sets
-from flashlet.model.config import ModelConfig, RopeConfig
-from flashlet.model.executor import Executor, ExecutorOptions, KvDtype
+from flashlet.model.config import ModelConfig
+from flashlet.model.executor import Executor, KvDtype
 from flashlet.model.executor_native import NativeExecutor
 from flashlet.model.executor_torch import TorchExecutor
 from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
@@ -24,22 +35,6 @@ from flashlet.model.transformer_weights import int8_weights
 
 PackedArrays = Callable[[ModelConfig], dict[str, NDArray[Any]]]
 WriteDraft = Callable[..., Path]
-OPTIONS = ExecutorOptions(kv_cache_bytes=1 << 20, max_step_tokens=128, max_sequences=8, threads=2)
-GREEDY = SamplingParams(temperature=0.0)
-CONFIG = ModelConfig(
-    architecture="llama",
-    vocab_size=100,
-    hidden_size=40,
-    intermediate_size=50,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    context_length=160,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig(),
-    tie_word_embeddings=False,
-)
 DRAFTS: dict[str, dict[str, Any]] = {
     "one layer": {},
     "two layers, window": {"num_layers": 2, "window": 21, "features": (1,)},
@@ -63,81 +58,19 @@ def draft(write_draft: WriteDraft) -> Path:
     return write_draft(CONFIG)
 
 
-def _native(arrays: dict[str, NDArray[Any]], isa: str = "", **changes: Any) -> NativeExecutor:
-    return NativeExecutor.from_arrays(CONFIG, arrays, replace(OPTIONS, **changes), isa)
-
-
-def _torch(arrays: dict[str, NDArray[Any]], **changes: Any) -> TorchExecutor:
-    weights = int8_weights(CONFIG, arrays, torch.device("cpu"))
-    return TorchExecutor.from_weights(weights, replace(OPTIONS, **(changes | {"threads": 1})))
-
-
-def _tokens(count: int, seed: int = 2) -> list[int]:
-    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, count).tolist()
-
-
-@dataclass
-class _Run:
-    """One sequence that is decoded with proposals."""
-
-    prompt: list[int]
-    table: list[int]
-    params: SamplingParams = GREEDY
-    num_tokens: int = 3  # to draft
-    chunk: int = 1000
-    follow_from: int = 0
-    tokens: list[int] = field(default_factory=list)
-    proposed: list[tuple[int, ...]] = field(default_factory=list)
-    done: int = 0
-
-    def next_slice(self, proposed: Sequence[int], *, draft: bool) -> SequenceSlice:
-        text = self.prompt + self.tokens
-        part = text[self.done : self.done + self.chunk]
-        end = self.done + len(part)
-        whole = end == len(text)
-        order = DraftRequest(
-            self.num_tokens if whole else 0, min(self.follow_from, self.done), None if whole else text[end]
-        )
-        return SequenceSlice(
-            part,
-            self.done,
-            self.table,
-            samples=[SampleRequest(self.params, end + i) for i in range(1 + len(proposed))] if whole else (),
-            proposed=proposed if whole else (),
-            draft=order if draft and self.done >= self.follow_from else None,
-        )
-
-    def take(self, item: SequenceSlice, output: SliceOutput) -> None:
-        self.done += len(item.token_ids) + max(0, len(output.token_ids) - 1)
-        self.tokens += output.token_ids
-        if item.samples:
-            self.proposed.append(output.proposed)
-
-
-def _decode(executor: Executor, runs: list[_Run], count: int, *, draft: bool = True) -> None:
-    """Until each sequence has `count` tokens; what was proposed is verified in the next step."""
-    while active := [run for run in runs if len(run.tokens) < count]:
-        items = [run.next_slice(run.proposed[-1] if run.proposed else (), draft=draft) for run in active]
-        for run, item, output in zip(active, items, executor.execute(Step(items)), strict=True):
-            run.take(item, output)
-
-
-def _alone(executor: Executor, prompt: list[int], params: SamplingParams, count: int) -> list[int]:
-    run = _Run(prompt, [4, 1, 3, 0, 2], params)
-    _decode(executor, [run], count, draft=False)
-    return run.tokens
-
-
 @pytest.mark.parametrize("kv_dtype", ["int8", "fp16"])
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_verified_rows_are_the_bits_of_decoded_ones(
     arrays: dict[str, NDArray[Any]], isa: str, kv_dtype: KvDtype
 ) -> None:
     """Whatever the number of proposals, with other sequences beside, right and wrong ones."""
-    native, reference = _native(arrays, isa, kv_dtype=kv_dtype), _torch(arrays, kv_dtype=kv_dtype)
-    prompt, table = _tokens(30), [2, 5]
-    tokens = _alone(reference, prompt, GREEDY, 12)
-    assert _alone(native, prompt, GREEDY, 12) == tokens
+    native, reference = (
+        native_executor(arrays, isa, kv_dtype=kv_dtype),
+        torch_executor(arrays, kv_dtype=kv_dtype),
+    )
+    prompt, table = random_tokens(30), [2, 5]
+    tokens = decoded_alone(reference, prompt, GREEDY, 12)
+    assert decoded_alone(native, prompt, GREEDY, 12) == tokens
     expected = [row.logits for row in reference.forward(_scored(prompt + tokens, table))][29:]
     for size in range(1, 9):
         native.execute(Step([SequenceSlice(prompt[:-1], 0, table)]))
@@ -161,13 +94,13 @@ def _scored(token_ids: list[int], table: list[int]) -> Step:
     return Step([SequenceSlice(token_ids, 0, table, logprob_targets=token_ids)])
 
 
-@pytest.mark.parametrize("executor", [_native, _torch])
+@pytest.mark.parametrize("executor", [native_executor, torch_executor])
 def test_none_some_and_all_proposals_are_accepted(
     arrays: dict[str, NDArray[Any]], executor: Callable[..., Executor]
 ) -> None:
     params = SamplingParams(temperature=1.3, seed=9, top_k=30)
-    prompt, table = _tokens(20), [1, 2]
-    tokens = _alone(executor(arrays), prompt, params, 5)
+    prompt, table = random_tokens(20), [1, 2]
+    tokens = decoded_alone(executor(arrays), prompt, params, 5)
     wrong = [(token_id + 1) % CONFIG.vocab_size for token_id in tokens]
     for good in range(4):
         proposed = [*tokens[:good], *wrong[good:3]]
@@ -180,7 +113,7 @@ def test_none_some_and_all_proposals_are_accepted(
 
 def test_masks_after_a_rejected_proposal_do_not_matter(arrays: dict[str, NDArray[Any]]) -> None:
     nothing = SampleRequest(GREEDY, 2, allowed=np.zeros(-(-CONFIG.vocab_size // 32), np.uint32))
-    for executor in (_native(arrays), _torch(arrays)):
+    for executor in (native_executor(arrays), torch_executor(arrays)):
         chosen = executor.execute(Step([SequenceSlice([1], 0, [0], [SampleRequest(GREEDY, 1)])]))[
             0
         ].token_ids[0]
@@ -199,24 +132,24 @@ def test_native_proposes_what_torch_proposes(
     """Greedy, to the bit: chunked prompts, several sequences of different k, every instruction set."""
     changes = {"draft": write_draft(CONFIG, **DRAFTS[shape]), "kv_dtype": kv_dtype}
     reference = _runs()
-    _decode(_torch(arrays, **changes), reference, 12)
+    decode(torch_executor(arrays, **changes), reference, 12)
     proposals = [run.proposed for run in reference]
     assert len({token_id for part in proposals[0] for token_id in part}) > 3
     for isa in instruction_sets():
-        native, runs = _native(arrays, isa, **changes), _runs()
-        _decode(native, runs, 12)
+        native, runs = native_executor(arrays, isa, **changes), _runs()
+        decode(native, runs, 12)
         native.close()
         assert [run.proposed for run in runs] == proposals
         assert [run.tokens for run in runs] == [run.tokens for run in reference]
 
 
-def _runs() -> list[_Run]:
+def _runs() -> list[DraftRun]:
     return [
-        _Run(_tokens(60, 5), [0, 1, 2], num_tokens=3, chunk=25),
-        _Run(_tokens(9, 6), [3], num_tokens=8),
-        _Run(_tokens(70, 7), [6, 5, 4], num_tokens=1, follow_from=64, chunk=32),
-        _Run(_tokens(31, 8), [7, 8], num_tokens=5, chunk=30),
-        _Run([1], [9], num_tokens=0),
+        DraftRun(random_tokens(60, 5), [0, 1, 2], num_tokens=3, chunk=25),
+        DraftRun(random_tokens(9, 6), [3], num_tokens=8),
+        DraftRun(random_tokens(70, 7), [6, 5, 4], num_tokens=1, follow_from=64, chunk=32),
+        DraftRun(random_tokens(31, 8), [7, 8], num_tokens=5, chunk=30),
+        DraftRun([1], [9], num_tokens=0),
     ]
 
 
@@ -225,9 +158,11 @@ def test_drawn_proposals_use_the_noise_of_their_positions(
 ) -> None:
     """Noise and sums differ in their last digits between the samplers: a near tie may tip."""
     params = SamplingParams(temperature=0.9, top_k=40, top_p=0.95, seed=77)
-    ours, theirs = ([_Run(_tokens(20, seed), [seed], params) for seed in range(4)] for _ in range(2))
-    _decode(_native(arrays, draft=draft), ours, 10)
-    _decode(_torch(arrays, draft=draft), theirs, 10)
+    ours, theirs = (
+        [DraftRun(random_tokens(20, seed), [seed], params) for seed in range(4)] for _ in range(2)
+    )
+    decode(native_executor(arrays, draft=draft), ours, 10)
+    decode(torch_executor(arrays, draft=draft), theirs, 10)
     pairs = list(zip(_all_proposals(ours), _all_proposals(theirs), strict=True))
     assert sum(a == b for a, b in pairs) >= 0.98 * len(pairs)
     assert len(set(_all_proposals(ours))) > 20
@@ -238,8 +173,8 @@ def test_nothing_is_proposed_behind_a_token_that_the_draft_is_not_sure_of(
 ) -> None:
     """Others beside it go on; both executors are as sure."""
     params = SamplingParams(temperature=0.9, seed=5)
-    texts = [(_tokens(20, 1), GREEDY), (_tokens(33, 2), params), (_tokens(7, 3), GREEDY)]
-    native, reference = _native(arrays, draft=draft), _torch(arrays, draft=draft)
+    texts = [(random_tokens(20, 1), GREEDY), (random_tokens(33, 2), params), (random_tokens(7, 3), GREEDY)]
+    native, reference = native_executor(arrays, draft=draft), torch_executor(arrays, draft=draft)
 
     def proposals(executor: Executor, least: list[float]) -> list[SliceOutput]:
         return list(executor.execute(Step([
@@ -268,40 +203,40 @@ def test_nothing_is_proposed_behind_a_token_that_the_draft_is_not_sure_of(
                 assert len(output.confidences) == count
 
 
-def _all_proposals(runs: list[_Run]) -> list[int]:
+def _all_proposals(runs: list[DraftRun]) -> list[int]:
     return [token_id for run in runs for part in run.proposed for token_id in part]
 
 
 def test_proposals_do_not_depend_on_chunks_threads_or_neighbours(
     arrays: dict[str, NDArray[Any]], draft: Path
 ) -> None:
-    prompt = _tokens(75)
-    expected = _Run(prompt, [3, 0, 1])
-    _decode(_native(arrays, draft=draft, threads=1), [expected], 10)
+    prompt = random_tokens(75)
+    expected = DraftRun(prompt, [3, 0, 1])
+    decode(native_executor(arrays, draft=draft, threads=1), [expected], 10)
     for chunk, threads in ((1, 2), (7, 1), (32, 3), (64, 2)):
-        run = _Run(prompt, [1, 2, 4], chunk=chunk)
-        _decode(_native(arrays, draft=draft, threads=threads), [run, *_runs()[1:2]], 10)
+        run = DraftRun(prompt, [1, 2, 4], chunk=chunk)
+        decode(native_executor(arrays, draft=draft, threads=threads), [run, *_runs()[1:2]], 10)
         assert (run.tokens, run.proposed) == (expected.tokens, expected.proposed)
 
 
 def test_output_is_the_same_with_and_without_a_draft(arrays: dict[str, NDArray[Any]], draft: Path) -> None:
     """Also where the context ends."""
-    native = _native(arrays, draft=draft)
+    native = native_executor(arrays, draft=draft)
     for params in (GREEDY, SamplingParams(temperature=0.8, seed=3)):
-        run = _Run(_tokens(28), [2, 0, 4, 1, 3], params, num_tokens=8)
-        _decode(native, [run], 100)
-        assert run.tokens == _alone(native, run.prompt, params, len(run.tokens))
-    end = _Run(_tokens(155), [2, 0, 4, 1, 3], num_tokens=8, chunk=100)
-    _decode(native, [end], 1)
+        run = DraftRun(random_tokens(28), [2, 0, 4, 1, 3], params, num_tokens=8)
+        decode(native, [run], 100)
+        assert run.tokens == decoded_alone(native, run.prompt, params, len(run.tokens))
+    end = DraftRun(random_tokens(155), [2, 0, 4, 1, 3], num_tokens=8, chunk=100)
+    decode(native, [end], 1)
     assert len(end.proposed[0]) == 4  # after position 155, up to 159
 
 
 def test_drafted_rows_may_lie_beyond_the_block_table(arrays: dict[str, NDArray[Any]], draft: Path) -> None:
-    native, prompts = _native(arrays, draft=draft), [_tokens(30, seed) for seed in (3, 4)]
-    long, short = ([_Run(prompts[i], tables[i], num_tokens=8) for i in range(2)]
+    native, prompts = native_executor(arrays, draft=draft), [random_tokens(30, seed) for seed in (3, 4)]
+    long, short = ([DraftRun(prompts[i], tables[i], num_tokens=8) for i in range(2)]
                    for tables in ([[0, 1], [2, 3]], [[4], [5]]))  # fmt: skip
     for runs in (long, short):
-        _decode(native, runs, 1)
+        decode(native, runs, 1)
     assert [run.proposed for run in short] == [run.proposed for run in long]
     assert all(len(run.proposed[0]) == 8 for run in short)
 
@@ -315,8 +250,8 @@ def test_long_contexts_grow_while_drafting(write_draft: WriteDraft, packed_array
         options = replace(OPTIONS, draft=draft, threads=threads)
         weights = int8_weights(config, arrays, torch.device("cpu"))
         executor = make(config, arrays, options) if make else TorchExecutor.from_weights(weights, options)
-        run = _Run(_tokens(502), table, num_tokens=8, chunk=120)
-        _decode(executor, [run], 16)
+        run = DraftRun(random_tokens(502), table, num_tokens=8, chunk=120)
+        decode(executor, [run], 16)
         runs.append((run.tokens, run.proposed))
     assert runs[0] == runs[1] == runs[2]
 
@@ -325,11 +260,11 @@ def test_a_draft_may_start_anywhere_and_skip_what_it_has_not_followed(
     arrays: dict[str, NDArray[Any]], draft: Path
 ) -> None:
     """What lies before its start, whoever wrote it, does not matter."""
-    prompt, found = _tokens(50), []
-    for before in (_tokens(96, 1), _tokens(96, 3)):
-        for executor in (_native(arrays, draft=draft), _torch(arrays, draft=draft)):
-            run = _Run(before, [0, 1, 2], chunk=40)
-            _decode(executor, [run], 1)
+    prompt, found = random_tokens(50), []
+    for before in (random_tokens(96, 1), random_tokens(96, 3)):
+        for executor in (native_executor(arrays, draft=draft), torch_executor(arrays, draft=draft)):
+            run = DraftRun(before, [0, 1, 2], chunk=40)
+            decode(executor, [run], 1)
             executor.execute(Step([SequenceSlice(prompt[:37], 0, [1, 2])]))
             late = SequenceSlice(
                 prompt[37:], 37, [1, 2], [SampleRequest(GREEDY, 50)], draft=DraftRequest(4, 37)
@@ -341,8 +276,8 @@ def test_a_draft_may_start_anywhere_and_skip_what_it_has_not_followed(
 
 def test_features_are_the_residual_stream(arrays: dict[str, NDArray[Any]]) -> None:
     """Of the known tokens, not of the proposed ones; equal in chunks, and in both executors."""
-    prompt, wanted = _tokens(40), (0, 2, 3, 1)
-    native, reference = _native(arrays), _torch(arrays)
+    prompt, wanted = random_tokens(40), (0, 2, 3, 1)
+    native, reference = native_executor(arrays), torch_executor(arrays)
     whole = SequenceSlice(
         prompt, 0, [0, 1], [SampleRequest(GREEDY, 40 + i) for i in range(3)], [5, 6], features=wanted
     )
@@ -362,7 +297,7 @@ def test_features_are_the_residual_stream(arrays: dict[str, NDArray[Any]]) -> No
     assert all(not np.array_equal(ours[:, 0], ours[:, i]) for i in (1, 2, 3))
 
 
-@pytest.mark.parametrize("make", [_native, _torch])
+@pytest.mark.parametrize("make", [native_executor, torch_executor])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -399,7 +334,7 @@ def test_impossible_requests_are_refused(
 
 @pytest.mark.parametrize("bad", [-1, CONFIG.vocab_size])
 def test_proposed_and_next_tokens_are_checked(arrays: dict[str, NDArray[Any]], draft: Path, bad: int) -> None:
-    native = _native(arrays, draft=draft)
+    native = native_executor(arrays, draft=draft)
     for item in (
         SequenceSlice([1], 0, [0], [SampleRequest(GREEDY, 1 + i) for i in range(2)], [bad]),
         SequenceSlice([1], 0, [0], draft=DraftRequest(0, 0, bad)),
@@ -411,7 +346,7 @@ def test_proposed_and_next_tokens_are_checked(arrays: dict[str, NDArray[Any]], d
 def test_a_draft_takes_room_in_the_blocks_and_in_the_name(
     arrays: dict[str, NDArray[Any]], draft: Path, write_draft: WriteDraft
 ) -> None:
-    for make in (_native, _torch):
+    for make in (native_executor, torch_executor):
         plain, drafting = make(arrays), make(arrays, draft=draft)
         assert (plain.max_draft_tokens, drafting.max_draft_tokens) == (0, 8)
         assert "draft random" in drafting.name
