@@ -113,11 +113,17 @@ class MessageWriter:
 
 
 def _filled(block: dict[str, Any], pieces: Sequence[str]) -> dict[str, Any]:
-    """A block with what its deltas brought; of a call that was cut, the arguments that are complete."""
+    """A block with what its deltas brought; of a call that was cut, the arguments that are complete, and
+    none where they are beyond the parser's limits: integers of thousands of digits, too deep nesting.
+    """
     written = "".join(pieces)
     if block["type"] == "text":
         return {**block, "text": written}
-    return {**block, "input": from_json(written, allow_partial=True) if written else {}}
+    try:
+        arguments = from_json(written, allow_partial=True) if written else {}
+    except ValueError:
+        arguments = {}
+    return {**block, "input": arguments}
 
 
 def _event(kind: str, **fields: Any) -> bytes:
