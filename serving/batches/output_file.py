@@ -29,6 +29,7 @@ class OutputFile:
         """
         self._path = path
         self.answered: dict[str, bool] = {}  # custom_id -> whether the request succeeded
+        self.num_failed = 0  # requests that did not succeed
         self._file = path.open("ab+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,17 +45,16 @@ class OutputFile:
         """Append an answer."""
         self._file.write(answer.line + b"\n")
         self._file.flush()
-        self.answered[custom_id] = answer.ok
-
-    @property
-    def num_failed(self) -> int:
-        """Requests that did not succeed."""
-        return sum(not ok for ok in self.answered.values())
+        self._note(custom_id, answer.ok)
 
     def close(self) -> None:
         """Write everything to the disk."""
         os.fsync(self._file.fileno())
         self._file.close()
+
+    def _note(self, custom_id: str, ok: bool) -> None:
+        self.num_failed += self.answered.get(custom_id, True) - ok
+        self.answered[custom_id] = ok
 
     def _read(self, custom_ids: Collection[str]) -> None:
         """Note what is answered; leave the file at the end of a whole line."""
@@ -73,7 +73,7 @@ class OutputFile:
                     "for which the input does not ask"
                 )
             response = fields["response"]
-            self.answered[fields["custom_id"]] = bool(response) and response["status_code"] == 200
+            self._note(fields["custom_id"], bool(response) and response["status_code"] == 200)
             start += len(data)
             if not data.endswith(b"\n"):
                 self._file.write(b"\n")
