@@ -256,6 +256,33 @@ def random_request(rng: random.Random, prefixes: list[tuple[int, ...]], longest:
     )
 
 
+def storm(engine: Engine, rng: random.Random) -> bool:
+    """Many requests, some late, some cancelled: each gets what it gets alone. Whether any was cancelled."""
+    prefixes = [tuple(rng.choices(b"abcdefgh", k=n)) for n in (8, 13, 24)]
+    requests = [random_request(rng, prefixes, longest=engine.max_model_len) for _ in range(48)]
+    answers = {engine.submit(r): Answer() for r in requests[:32]}
+    late = requests[32:]
+    cancelled: set[object] = set()
+    while engine.has_work or late:
+        for sequence, event in engine.step():
+            assert isinstance(event, TokenEvent) and sequence not in cancelled
+            answers[sequence].events.append(event)
+        if rng.random() < 0.06:
+            victim = rng.choice([*answers])
+            if not victim.is_finished:
+                engine.cancel(victim)
+                cancelled.add(victim)
+        if late and rng.random() < 0.2:
+            answers[engine.submit(late.pop())] = Answer()
+        engine.check_integrity()
+    for sequence, answer in answers.items():
+        expected = run_alone(sequence.request, engine.max_model_len).visible()
+        seen = answer.visible()
+        assert seen == (expected[: len(seen)] if sequence in cancelled else expected)
+    assert engine.stats().kv_usage == 0.0
+    return bool(cancelled)
+
+
 @pytest.fixture
 def toy() -> Iterator[SimpleNamespace]:
     """The names above, and at the end the proof that no engine made here leaked a block."""
@@ -274,6 +301,7 @@ def toy() -> Iterator[SimpleNamespace]:
         run=run,
         run_alone=run_alone,
         random_request=random_request,
+        storm=storm,
     )
     for engine in engines:
         engine.check_integrity()

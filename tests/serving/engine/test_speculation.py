@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flashlet.model.sampling import SamplingParams
 from flashlet.serving.engine.engine import Engine
-from flashlet.serving.engine.request import GenerationRequest, TokenEvent
+from flashlet.serving.engine.request import GenerationRequest
 
 ROUNDS = 24
 Speculating = Callable[..., Engine]
@@ -44,29 +44,8 @@ def test_events_are_those_without_proposals(
         enable_prefix_cache=seed % 5 != 0,
     )
     speculating(engine, rng if seed % 2 else None)
-    prefixes = [tuple(rng.choices(b"abcdefgh", k=n)) for n in (8, 13, 24)]
-    requests = [toy.random_request(rng, prefixes, longest=engine.max_model_len) for _ in range(48)]
-    answers = {engine.submit(r): toy.Answer() for r in requests[:32]}
-    late = requests[32:]
-    cancelled = set()
-    while engine.has_work or late:
-        for sequence, event in engine.step():
-            assert isinstance(event, TokenEvent) and sequence not in cancelled
-            answers[sequence].events.append(event)
-        if rng.random() < 0.06:
-            victim = rng.choice([*answers])
-            if not victim.is_finished:
-                engine.cancel(victim)
-                cancelled.add(victim)
-        if late and rng.random() < 0.2:
-            answers[engine.submit(late.pop())] = toy.Answer()
-        engine.check_integrity()
-    for sequence, answer in answers.items():
-        expected = toy.run_alone(sequence.request, engine.max_model_len).visible()
-        seen = answer.visible()
-        assert seen == (expected[: len(seen)] if sequence in cancelled else expected)
+    toy.storm(engine, rng)
     assert engine.stats().draft_tokens > 0
-    assert engine.stats().kv_usage == 0.0
 
 
 def test_a_perfect_draft_saves_steps_and_every_token_has_an_event(
