@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import ExitStack
 
 from flashlet.serving.batches.batch_table import BatchTable
 from flashlet.serving.batches.config import BatchConfig
@@ -71,21 +72,19 @@ class Storage:
         """Raises DataFolderError if the folder cannot be used, or another server uses it."""
         folder = config.folder
         try:
-            make_folder(folder)
-            make_folder(folder / "files")
-            self._lock = lock_folder(folder / "lock")
-        except (OSError, DataFolderError) as error:
+            with ExitStack() as opened:  # let go of, if a later step fails
+                make_folder(folder)
+                make_folder(folder / "files")
+                opened.callback(os.close, lock_folder(folder / "lock"))
+                connection = open_database(config.database, _SCHEMA, SCHEMA_VERSION)
+                opened.callback(connection.close)
+                self.files = FileTable(connection, folder / "files")
+                self.batches = BatchTable(connection, self.files)
+                self.files.remove_strangers()
+                self._opened = opened.pop_all()
+        except (OSError, sqlite3.Error, DataFolderError) as error:
             raise DataFolderError(f"the data folder {folder} cannot be used: {error}") from error
-        try:
-            self._connection = open_database(config.database, _SCHEMA, SCHEMA_VERSION)
-        except (sqlite3.Error, DataFolderError) as error:
-            os.close(self._lock)
-            raise DataFolderError(f"the data folder {folder} cannot be used: {error}") from error
-        self.files = FileTable(self._connection, folder / "files")
-        self.batches = BatchTable(self._connection, self.files)
-        self.files.remove_strangers()
 
     def close(self) -> None:
         """Write everything to the disk and let go of the folder."""
-        self._connection.close()
-        os.close(self._lock)
+        self._opened.close()

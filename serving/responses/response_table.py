@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,18 +50,19 @@ class ResponseTable:
     def __init__(self, config: ResponseConfig) -> None:
         """Raises DataFolderError if the folder cannot be used, or another server uses it."""
         self._config = config
-        self._lock: int | None = None
         path: Any = ":memory:"
         try:
-            if config.folder is not None:
-                make_folder(config.folder)
-                self._lock = lock_folder(config.folder / "responses.lock")
-                path = config.folder / "responses.sqlite3"
-            self._connection = open_database(path, _SCHEMA, SCHEMA_VERSION)
+            with ExitStack() as opened:  # let go of, if a later step fails
+                if config.folder is not None:
+                    make_folder(config.folder)
+                    opened.callback(os.close, lock_folder(config.folder / "responses.lock"))
+                    path = config.folder / "responses.sqlite3"
+                self._connection = open_database(path, _SCHEMA, SCHEMA_VERSION)
+                opened.callback(self._connection.close)
+                self._end_interrupted()
+                self._opened = opened.pop_all()
         except (OSError, sqlite3.Error, DataFolderError) as error:
-            self._unlock()
             raise DataFolderError(f"the data folder {config.folder} cannot be used: {error}") from error
-        self._end_interrupted()
 
     def put(self, owner: str, stored: StoredResponse) -> None:
         """Keep a response, in place of an earlier state of it; delete what is too old or too much."""
@@ -97,8 +99,7 @@ class ResponseTable:
 
     def close(self) -> None:
         """Write everything to the disk and let go of the folder."""
-        self._connection.close()
-        self._unlock()
+        self._opened.close()
 
     def _delete(self, where: str, *values: str | int) -> None:
         self._connection.execute(f"DELETE FROM responses WHERE {where}", values)
@@ -118,10 +119,6 @@ class ResponseTable:
                 "UPDATE responses SET ended = 1, response = ? WHERE id = ?",
                 (msgspec.json.encode(response), row["id"]),
             )
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
 
 
 def _has_ended(response: dict[str, Any]) -> bool:

@@ -132,3 +132,13 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "data" / "flashlet.sqlite3").write_bytes(b"no database" * 100)
     with pytest.raises(DataFolderError, match="not a database"):
         Storage(BatchConfig(tmp_path / "data"))
+
+
+def test_a_folder_that_could_not_be_opened_is_let_go_of(tmp_path: Path) -> None:
+    stranger = tmp_path / "files" / "stranger"
+    stranger.mkdir(parents=True)  # which cannot be unlinked
+    for _ in range(2):
+        with pytest.raises(DataFolderError, match="cannot be used: .*stranger"):
+            Storage(BatchConfig(tmp_path))
+    stranger.rmdir()
+    Storage(BatchConfig(tmp_path)).close()

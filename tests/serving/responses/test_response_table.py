@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,19 @@ def test_what_a_crash_interrupted_has_failed(tmp_path: Path) -> None:
         assert found["status"] == "failed" and found["error"]["code"] == "server_error"
     assert table.get("c", "one").response["status"] == "completed"
     table.close()
+
+
+def test_a_folder_that_could_not_be_opened_is_let_go_of(tmp_path: Path) -> None:
+    table = ResponseTable(ResponseConfig(tmp_path))
+    table.put("one", response("a", "queued"))
+    table.close()
+    database = sqlite3.connect(tmp_path / "responses.sqlite3")
+    database.execute(
+        "CREATE TRIGGER broken BEFORE UPDATE ON responses BEGIN SELECT RAISE(ABORT, 'planted'); END"
+    )
+    for _ in range(2):
+        with pytest.raises(DataFolderError, match="cannot be used: planted"):
+            ResponseTable(ResponseConfig(tmp_path))
+    database.execute("DROP TRIGGER broken")
+    database.close()
+    ResponseTable(ResponseConfig(tmp_path)).close()
