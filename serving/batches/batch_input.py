@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from flashlet.serving.batches.batch_table import Batch
 
 MAX_PROBLEMS = 100  # reported of one file
 MAX_CUSTOM_ID = 512  # characters
@@ -38,6 +41,9 @@ class Problem:
     line: int | None = None
 
 
+INPUT_LOST = Problem("input_file_lost", "the bytes of the input file are no longer there", "input_file_id")
+
+
 @dataclass(frozen=True, slots=True)
 class LineRequest:
     """What a line asks for; `body` is JSON."""
@@ -54,6 +60,14 @@ class LineRequest:
         several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], (str, list))
         choices = _plain(fields.get("n"))
         return (len(prompt) if several else 1) * (choices if isinstance(choices, int) and choices > 0 else 1)
+
+
+class InputLostError(Exception):
+    """A line's bytes are gone from the disk."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(f"batch {batch.id}: the bytes of its input file are no longer there")
+        self.batch = batch
 
 
 class LineError(Exception):

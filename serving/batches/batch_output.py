@@ -11,6 +11,7 @@ LINE_START = b'{"id":"batch_req_'
 _UNANSWERED = {
     "expired": "the batch expired before this line was run",
     "cancelled": "the batch was cancelled before this line was run",
+    "failed": "the batch failed before this line was run",
 }
 
 
@@ -29,7 +30,7 @@ def answered(custom_id: str, status: int, request_id: str, body: bytes) -> Answe
 
 
 def unanswered(custom_id: str, ended: str) -> bytes:
-    """What stands in the error file for a line that was not run. `ended`: expired or cancelled."""
+    """What stands in the error file for a line that was not run. `ended`: expired, cancelled or failed."""
     return _encode(custom_id, None, {"code": f"batch_{ended}", "message": _UNANSWERED[ended]})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flashlet.serving.batches.batch_input import parse_line, read_input
+from flashlet.serving.batches.batch_input import INPUT_LOST, InputLostError, Problem, parse_line, read_input
 from flashlet.serving.batches.batch_output import Answer
 from flashlet.serving.batches.batch_store import BatchStore
 from flashlet.serving.batches.line_runner import LineRunner
@@ -95,17 +95,23 @@ class BatchRunner:
         if batch.status == "validating" and not late:
             await self._validate(batch)
         elif late or batch.status != "in_progress" or not batch.num_pending:
-            await self._cancel_lines(batch)
-            await self._store_answers()
-            status = await self._store.call(lambda storage: storage.batches.end(batch))
-            logger.info("batch %s: %s", batch.id, status)
+            await self._end(batch)
+
+    async def _end(self, batch: Batch, problem: Problem | None = None) -> None:
+        await self._cancel_lines(batch)
+        await self._store_answers()
+        status = await self._store.call(lambda storage: storage.batches.end(batch, problem))
+        logger.info("batch %s: %s", batch.id, status)
 
     async def _validate(self, batch: Batch) -> None:
         config = self._store.config
         path = await self._store.call(lambda storage: storage.files.path(batch.input_file_id))
-        lines, problems = await asyncio.to_thread(
-            read_input, path, (batch.endpoint,), config.max_lines, config.max_line_bytes
-        )
+        try:
+            lines, problems = await asyncio.to_thread(
+                read_input, path, (batch.endpoint,), config.max_lines, config.max_line_bytes
+            )
+        except FileNotFoundError:
+            lines, problems = [], [INPUT_LOST]
         if problems:
             await self._store.call(lambda storage: storage.batches.refuse(batch, problems))
         else:
@@ -125,7 +131,11 @@ class BatchRunner:
         if engine.stats().waiting:  # a line would only make the queue longer
             return POLL
         taken = {*self._running, *(line.key for line, _ in self._answers)}
-        pending = await self._store.call(lambda storage: storage.batches.pending(room, taken))
+        try:
+            pending = await self._store.call(lambda storage: storage.batches.pending(room, taken))
+        except InputLostError as error:
+            await self._end(error.batch, INPUT_LOST)
+            return 0.0
         for line in pending:
             request = parse_line(line.data)
             num_sequences = request.num_sequences

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
-from flashlet.serving.batches.batch_input import InputLine, Problem
+from flashlet.serving.batches.batch_input import InputLine, InputLostError, Problem
 from flashlet.serving.batches.batch_output import Answer, unanswered
 from flashlet.serving.batches.file_table import FileTable
 from flashlet.serving.batches.sql import UNFINISHED, select_page
@@ -75,9 +75,9 @@ class PendingLine:
 class BatchTable:
     """Batches of all owners.
 
-    validating -> in_progress -> finalizing -> completed | expired; validating -> failed; any of the first
-    three -> cancelling -> cancelled. A line is pending until its answer is stored; answers move to the
-    output files, and the lines are gone, in the transaction that ends the batch.
+    validating -> in_progress -> finalizing -> completed | expired; validating | in_progress -> failed; any of
+    the first three -> cancelling -> cancelled. A line is pending until its answer is stored; answers move to
+    the output files, and the lines are gone, in the transaction that ends the batch.
     """
 
     def __init__(self, connection: sqlite3.Connection, files: FileTable) -> None:
@@ -156,18 +156,19 @@ class BatchTable:
 
     def refuse(self, batch: Batch, problems: Iterable[Problem]) -> None:
         """End a batch whose input is wrong."""
-        errors = msgspec.json.encode([asdict(problem) for problem in problems]).decode()
         with transaction(self._connection):
             if self._status(batch.number) == "validating":
-                self._connection.execute(
-                    "UPDATE batches SET errors = ? WHERE number = ?", (errors, batch.number)
-                )
+                self._set_errors(batch, problems)
                 self._set_status(batch.number, "failed")
 
     def pending(self, limit: int, taken: Collection[tuple[int, int]]) -> list[PendingLine]:
-        """Up to `limit` lines to run, oldest batch first, without those `taken`."""
+        """Up to `limit` lines to run, oldest batch first, without those `taken`.
+
+        Raises InputLostError for a batch that has to fail.
+        """
         rows = self._connection.execute(
-            "SELECT lines.*, input_file_id, owner FROM lines JOIN batches ON batches.number = lines.batch"
+            "SELECT lines.*, batches.id AS batch_id, input_file_id, owner"
+            " FROM lines JOIN batches ON batches.number = lines.batch"
             " WHERE state = 'pending' AND status = 'in_progress' ORDER BY batch, line LIMIT ?",
             (limit + len(taken),),
         )
@@ -188,15 +189,18 @@ class BatchTable:
                     f"UPDATE batches SET {state} = {state} + ? WHERE number = ?", (done.rowcount, line.batch)
                 )
 
-    def end(self, batch: Batch) -> str:
-        """Write the output files of a batch of which no line runs; returns its last status."""
-        if self._status(batch.number) == "in_progress":
+    def end(self, batch: Batch, problem: Problem | None = None) -> str:
+        """Write the output files of a batch of which no line runs; returns its last status.
+
+        `problem`: why no more lines can be run.
+        """
+        if self._status(batch.number) == "in_progress" and problem is None:
             self._set_status(batch.number, "finalizing")
         pending = "SELECT count(*) FROM lines WHERE batch = ? AND state = 'pending'"
         (num_pending,) = self._connection.execute(pending, (batch.number,)).fetchone()
         ended = "cancelled" if self._status(batch.number) == "cancelling" else "completed"
         if ended == "completed" and (num_pending or batch.status == "validating"):
-            ended = "expired"
+            ended = "expired" if problem is None else "failed"
         files = {
             "output_file_id": self._write(batch, "state = 'completed'", ended),
             "error_file_id": self._write(batch, "state != 'completed'", ended),
@@ -209,6 +213,8 @@ class BatchTable:
                     self._connection.execute(
                         f"UPDATE batches SET {column} = ? WHERE number = ?", (file_id, batch.number)
                     )
+            if problem is not None and ended == "failed":
+                self._set_errors(batch, [problem])
             self._connection.execute("DELETE FROM lines WHERE batch = ?", (batch.number,))
             self._set_status(batch.number, ended)
         return ended
@@ -226,15 +232,25 @@ class BatchTable:
         return file_id
 
     def _read(self, row: sqlite3.Row) -> PendingLine:
-        with self._files.path(row["input_file_id"]).open("rb") as file:
-            file.seek(row["start"])
-            return PendingLine(row["batch"], row["line"], row["owner"], file.read(row["length"]))
+        try:
+            with self._files.path(row["input_file_id"]).open("rb") as file:
+                file.seek(row["start"])
+                data = file.read(row["length"])
+        except FileNotFoundError:
+            data = b""
+        if len(data) < row["length"]:
+            raise InputLostError(self.get(row["batch_id"], row["owner"]))
+        return PendingLine(row["batch"], row["line"], row["owner"], data)
 
     def _status(self, number: int) -> str:
         (status,) = self._connection.execute(
             "SELECT status FROM batches WHERE number = ?", (number,)
         ).fetchone()
         return str(status)
+
+    def _set_errors(self, batch: Batch, problems: Iterable[Problem]) -> None:
+        errors = msgspec.json.encode([asdict(problem) for problem in problems]).decode()
+        self._connection.execute("UPDATE batches SET errors = ? WHERE number = ?", (errors, batch.number))
 
     def _set_status(self, number: int, status: str) -> None:
         """Every status but the first has the time of its beginning."""

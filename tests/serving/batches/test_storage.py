@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flashlet.serving.batches.batch_input import InputLine
+from flashlet.serving.batches.batch_input import INPUT_LOST, InputLine, InputLostError
 from flashlet.serving.batches.batch_output import answered
 from flashlet.serving.batches.batch_table import Batch
 from flashlet.serving.batches.config import BatchConfig
@@ -142,3 +142,23 @@ def test_a_folder_that_could_not_be_opened_is_let_go_of(tmp_path: Path) -> None:
             Storage(BatchConfig(tmp_path))
     stranger.rmdir()
     Storage(BatchConfig(tmp_path)).close()
+
+
+@pytest.mark.parametrize("left", [None, b"01"])
+def test_a_batch_whose_input_is_lost_fails(open_storage: Callable[[], Storage], left: bytes | None) -> None:
+    storage = open_storage()
+    lost, other = running_batch(storage, 3), running_batch(storage, 1)
+    first = storage.batches.pending(1, set())[0]
+    storage.batches.answer([(first, OK)])
+    path = storage.files.path(lost.input_file_id)
+    path.unlink() if left is None else path.write_bytes(left)
+    with pytest.raises(InputLostError, match=lost.id) as error:
+        storage.batches.pending(10, set())
+    assert storage.batches.end(error.value.batch, INPUT_LOST) == "failed"
+    assert [line.batch for line in storage.batches.pending(10, set())] == [other.number]
+    lost = storage.batches.get(lost.id, "me")
+    assert lost.failed_at and lost.errors and "input_file_lost" in lost.errors
+    assert lost.output_file_id and storage.files.path(lost.output_file_id).read_bytes() == OK.line + b"\n"
+    assert (
+        lost.error_file_id and storage.files.path(lost.error_file_id).read_bytes().count(b"batch_failed") == 2
+    )
