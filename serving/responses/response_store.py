@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class ResponseStore(StorageThread["ResponseTable"]):
-    """Responses that are kept, and those that run in the background."""
+    """Responses that are kept, and those that run in the background or whose end could not be stored."""
 
     def __init__(self, config: ResponseConfig) -> None:
         super().__init__("responses", self._open)
         self.config = config
-        self.running: dict[str, BackgroundRun] = {}  # by id; the endpoint is the only writer
+        self.running: dict[str, BackgroundRun] = {}  # by id; the endpoints are the only writers
 
     async def get(self, response_id: str, owner: str) -> StoredResponse:
         """The response as it is now. Raises NotFoundError if it is not there, or belongs to another."""

@@ -122,7 +122,7 @@ class BackgroundRun:
                 self.log += events
                 self._tell()
         except Exception:
-            logger.exception("a background response could not be stored")
+            logger.exception("a background response failed")
         finally:
             asyncio.get_running_loop().call_soon(self._tell)  # when the task is done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from flashlet.serving.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from flashlet.serving.responses.response_store import ResponseStore
+
+logger = logging.getLogger(__name__)
 
 
 class ResponseStream(EventStream):
@@ -117,6 +120,7 @@ class _Keeper:
         self._response = response
         self._items = [*items]
         self._background: BackgroundRun | None = None
+        self._stored = False  # with its end
 
     async def start(self, run: ResponseRun) -> BackgroundRun:
         """Let `run` go on without a client. It can be found from now on."""
@@ -128,14 +132,24 @@ class _Keeper:
         background = self._background = BackgroundRun(run)
         running, response_id = self._store.running, self._response["id"]
         running[response_id] = background
-        background.task.add_done_callback(lambda _: running.pop(response_id))
+        background.task.add_done_callback(lambda _: self._stored and running.pop(response_id))
         return background
 
     async def keep(self, last: Sequence[bytes]) -> None:
-        """Store the response when it has ended; `last`: its last events."""
-        if self._response["store"]:
-            background = self._background
-            await self._put(b"".join([*background.log, *last]) if background else None)
+        """Store the response when it has ended; `last`: its last events.
+
+        A background response that cannot be stored stays in memory, for whoever polls.
+        """
+        if not self._response["store"]:
+            return
+        if self._background is None:
+            await self._put(None)
+            return
+        try:
+            await self._put(b"".join([*self._background.log, *last]))
+            self._stored = True
+        except Exception:
+            logger.exception("%s could not be stored; it is lost when the server ends", self._response["id"])
 
     async def _put(self, events: bytes | None) -> None:
         from flashlet.serving.responses.response_table import StoredResponse

@@ -78,6 +78,7 @@ def stored_responses_router(store: ResponseStore) -> APIRouter:
         if run := store.running.get(response_id):
             await run.cancel()
         await store.call(lambda table: table.delete(response_id, owner))
+        store.running.pop(response_id, None)  # where its end could not be stored
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     @router.post("/v1/responses/{response_id}/cancel", responses=documented(ResponseObject, errors=ERRORS))

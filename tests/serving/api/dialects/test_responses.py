@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,6 +292,35 @@ def test_nothing_runs_if_it_cannot_be_stored(start_server: Callable[..., Server]
     assert server.post(PATH, input="weather?", store=False).status_code == 200
     table.close()
     assert server.post(PATH, input="weather?").status_code == 200
+
+
+def test_a_background_response_that_cannot_be_stored_still_ends(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start_server(responses=ResponseConfig(tmp_path))
+    server.executor.script = "Hi."
+    server.post(PATH, input="weather?")
+    database = sqlite3.connect(tmp_path / "responses.sqlite3")
+    database.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON responses WHEN NEW.ended BEGIN SELECT RAISE(ABORT, 'full'); END"
+    )
+    database.close()
+    assert server.post(PATH, input="weather?").status_code == 500
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0) as client:
+        response = client.responses.create(input="weather?", background=True)
+        server.wait_idle()
+        deadline = time.monotonic() + 10
+        while (response := client.responses.retrieve(response.id)).status in {"queued", "in_progress"}:
+            assert time.monotonic() < deadline
+        assert response.status == "completed" and response.output_text == "Hi."
+        events = [*client.responses.retrieve(response.id, stream=True)]
+        assert [event.sequence_number for event in events] == [*range(len(events))]
+        assert events[-1].type == "response.completed"
+        assert client.responses.cancel(response.id).status == "completed"
+        client.responses.delete(response.id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(response.id)
+    assert not server.service.responses.running
 
 
 def test_nobody_else_sees_it(client: openai.OpenAI, server: Server) -> None:
