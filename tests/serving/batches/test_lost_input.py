@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.serving.batches.conftest import ServerProcess
 
-LEGACY = "/v1/completions"
 LONG = {"max_tokens": 400, "ignore_eos": True}
 
 
@@ -24,7 +23,9 @@ def test_a_batch_whose_input_is_lost_fails_alone(
     unread = server.client.files.create(file=("in.jsonl", content), purpose="batch").id
     for file_id in (running.input_file_id, unread):
         (tmp_path / "data" / "files" / file_id).unlink()
-    validating = server.client.batches.create(input_file_id=unread, endpoint=LEGACY, completion_window="24h")
+    validating = server.client.batches.create(
+        input_file_id=unread, endpoint="/v1/completions", completion_window="24h"
+    )
     assert server.wait(server.submit(lines.jsonl(lines.legacy(0)))).status == "completed"
     for batch in (running, validating):
         done = server.wait(batch)
