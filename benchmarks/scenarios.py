@@ -17,7 +17,7 @@ ANSWER_TOKENS = 96
 SHORT, LONG = 30, 1500  # tokens of a prompt
 _TAIL_TOKENS = 10  # new tokens after a cached prefix
 _WARM_READS = 8  # reads of every stream before the long prompts arrive
-_STREAM_TOKENS = 700  # more than a stream decodes while the long prompts are prefilled
+_STREAM_TOKENS = 1900  # more than a stream decodes while the long prompts are prefilled, drafts included
 
 Metrics = dict[str, float]
 

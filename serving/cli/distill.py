@@ -94,8 +94,8 @@ def train(
         str, typer.Option(metavar="N,N,...", help="Inputs.", show_default="all of the corpus")
     ] = "",
     layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the draft.")] = 1,
-    attention: Annotated[bool, typer.Option(help="Layers that attend, or feed-forward ones only.")] = True,
-    rollout: Annotated[int, typer.Option(min=1, help="Drafted tokens in a rollout.")] = 3,
+    attention: Annotated[bool, typer.Option(help="Layers that attend, or feed-forward ones only.")] = False,
+    rollout: Annotated[int, typer.Option(min=1, help="Drafted tokens in a rollout.")] = 2,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-4,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 256,
     checkpoint_seconds: Annotated[float, typer.Option(min=0.0, help="Evaluate and save so often.")] = 600.0,

@@ -42,7 +42,7 @@ class DraftShape:
     output_vocab_size: int = 8192
     features: tuple[int, ...] = ()  # some of the corpus's; empty: all
     num_layers: int = 1
-    attention: bool = True
+    attention: bool = False
     window: int = 0
 
 

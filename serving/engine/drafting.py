@@ -58,14 +58,16 @@ class Drafter:
                 if part.sequence.draft is not None:
                     part.sequence.draft.forget()
             return
-        if phase is not Phase.PLAIN:
+        # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
+        pays = _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
+        if pays and phase is not Phase.PLAIN:
             self._propose(
                 [part for part in parts if part.decodes and part.may_propose],
                 sum(part.num_rows for part in parts),
                 free_rows,
             )
         if self._max_model_tokens and self.costs.drafts_known:
-            self._request_drafts(parts, phase)
+            self._request_drafts(parts, phase if pays else Phase.WIND_DOWN)
 
     def learn(self, part: Part, output: SliceOutput) -> None:
         """Compare proposals with what came; keep those for the next step."""

@@ -159,8 +159,8 @@ def test_speculation_with_the_draft_changes_no_token(
     "shape",
     [
         DraftShape(256),
-        DraftShape(200, features=(2,), num_layers=2, window=9),
-        DraftShape(256, attention=False),
+        DraftShape(256, attention=True),
+        DraftShape(200, features=(2,), num_layers=2, attention=True, window=9),
     ],
     ids=str,
 )
