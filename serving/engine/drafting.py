@@ -85,7 +85,7 @@ class Drafter:
         draft.match = None
         draft.model_tokens = output.proposed
         draft.num_asked = 0 if part.draft is None else part.draft.num_tokens
-        draft.confidences = [min(int(CONFIDENCES * part), CONFIDENCES - 1) for part in output.confidences]
+        draft.confidences = [min(int(CONFIDENCES * value), CONFIDENCES - 1) for value in output.confidences]
 
     def step_done(self, parts: abc.Sequence[Part], num_tokens: int, ms: float) -> None:
         """A planned step that gave `num_tokens` new tokens took so long, everything around it included."""
