@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from flashlet.serving.engine.acceptance import Acceptance, FixedPrior
 from flashlet.serving.engine.draft_widths import best_widths
+from flashlet.serving.engine.ngram_index import Match
+from flashlet.serving.engine.sequence_draft import SequenceDraft
 
 
 def test_free_rows_are_filled_and_dear_ones_are_not() -> None:
@@ -58,3 +62,18 @@ def test_only_what_is_known_is_scored() -> None:
     acceptance = Acceptance(4, FixedPrior((0.5,)), weight=1, decay=1.0, fading=1.0)
     acceptance.score(range(3), [1, 2, 3], [1, 2])
     assert [acceptance.rate(i) for i in range(3)] == [0.75, 0.75, 0.5]
+
+
+@pytest.mark.parametrize(("num_drafted", "uses_match"), [(4, False), (0, True)])
+def test_chance_matches_do_not_keep_the_draft_model_from_being_asked(
+    num_drafted: int, uses_match: bool
+) -> None:
+    """It has proposed nothing, as it was not asked; what it mostly gives is worth more than the match."""
+    by_position, by_confidence, by_match = (
+        Acceptance(9, FixedPrior((rate,)), weight=1, decay=1.0, fading=1.0) for rate in (0.8, 0.8, 0.02)
+    )
+    draft = SequenceDraft(by_position, by_confidence, by_match)
+    draft.match = Match(2, [1, 2, 3])
+    sequence: Any = SimpleNamespace(stop_token_ids=())
+    tokens, _ = draft.best(sequence, 8, num_drafted, sum)
+    assert (tokens, draft.uses_match) == ([1, 2, 3], uses_match)

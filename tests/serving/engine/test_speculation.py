@@ -81,20 +81,6 @@ def test_requests_may_come_while_costs_are_measured(toy: SimpleNamespace) -> Non
     assert answer.visible() == toy.run_alone(request(b"hello", 40), 128).visible()
 
 
-def test_chance_matches_do_not_keep_the_draft_model_from_being_asked(
-    toy: SimpleNamespace, speculating: Speculating
-) -> None:
-    """In a long prompt of few letters some n-gram always matches, and rarely rightly."""
-    rng = random.Random(3)
-    executor = toy.Executor(max_draft_tokens=3, accuracy=1.0, num_blocks=64)
-    engine = speculating(toy.engine(executor, draft="auto"), draft_ms=0.1)
-    engine.step()
-    executor.steps.clear()
-    toy.run(engine, [request(bytes(rng.choices(range(97, 107), k=60)), 60)])
-    asked = [bool(step.slices[0].draft and step.slices[0].draft.num_tokens) for step in executor.steps]
-    assert sum(asked) > 0.6 * len(asked)
-
-
 def test_a_run_is_cut_at_the_end_of_the_sequence(toy: SimpleNamespace, speculating: Speculating) -> None:
     """Stop strings, stop tokens and limits in the middle of accepted proposals."""
     for options in ({"stop": ("a",)}, {"stop_token_ids": (98,)}, {"ignore_eos": False}):
