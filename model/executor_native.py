@@ -30,6 +30,7 @@ class NativeExecutor:
     def __init__(self, path: Path, options: ExecutorOptions, isa: str = "") -> None:
         weights = load_int8(path)
         self._start(weights.config, weights.arrays, options, isa)
+        weights.file.drop_pages()  # the native model has copied what it multiplies with
 
     @classmethod
     def from_arrays(

@@ -7,6 +7,7 @@ shape and its offsets in the data, which the tensors fill without holes or overl
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,11 @@ class SafetensorsFile:
                     f"{path.name}: expected a safetensors header of 2 to {max(most, 2)} bytes, found {length}"
                 )
             header = stream.read(length)
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.data_start = 8 + length
         self.metadata, self.tensors = _parse_header(path.name, header)
         _check_layout(path.name, self.tensors, size - self.data_start)
-        self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
+        self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
 
     def array(self, name: str) -> NDArray[Any]:
         """The tensor as stored: a read-only view of the mapped file, in its NumPy type of `DTYPES`.
@@ -93,9 +95,14 @@ class SafetensorsFile:
         bits <<= 16  # BF16 is the upper half of a binary32
         return result
 
+    def drop_pages(self) -> None:
+        """Take the file's pages out of this process's memory; arrays read them again where they are used."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the mapping; it ends when the last array over it does."""
         self._bytes = np.empty(0, np.uint8)
+        del self._map
 
 
 def encode_header(

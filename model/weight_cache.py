@@ -36,7 +36,12 @@ class Int8Weights:
     config: ModelConfig
     arrays: Mapping[str, NDArray[Any]]
     path: Path
-    sha256: str  # of all arrays, as they were written
+    file: SafetensorsFile
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all arrays, as they were written."""
+        return self.file.metadata.get("sha256", "")
 
 
 def load_int8(
@@ -113,7 +118,7 @@ def _open(path: Path, identity: str) -> Int8Weights | None:
     if not _metadata(config, identity).items() <= file.metadata.items() or found != int8_layout(config):
         return None
     arrays = {name: file.array(name) for name in found}
-    return Int8Weights(config, arrays, path, file.metadata.get("sha256", ""))
+    return Int8Weights(config, arrays, path, file)
 
 
 def _build(source_path: Path, path: Path, report: Progress) -> Int8Weights:

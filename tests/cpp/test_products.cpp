@@ -15,27 +15,37 @@ struct Rows {
     int count, stride;
 
     Rows(const KernelTable& kernels, const std::vector<float>& x, int rows, int width)
-        : values(static_cast<size_t>(rows * width)),
+        : values(static_cast<size_t>(rows * width / kGroup * kernels.group_units)),
           scales(static_cast<size_t>(rows)),
           count(rows),
-          stride(width) {
+          stride(width / kGroup * kernels.group_units) {
         for (int row = 0; row < rows; ++row) {
             const RowTile tile = tile_of(row, rows, kernels.max_rows);
             scales[static_cast<size_t>(row)] =
-                kernels.quantize(x.data() + row * width, width, values.data() + tile.first * width,
-                                 row - tile.first, tile.rows);
+                kernels.quantize_inputs(x.data() + row * width, width, values.data() + tile.first * stride,
+                                        row - tile.first, tile.rows);
         }
     }
     QuantizedRows view() const { return {values.data(), scales.data(), stride}; }
 };
+
+// The matrix as `matmul` wants it.
+Matrix arranged(const KernelTable& kernels, const Matrix& w) {
+    Matrix result = w;
+    const size_t panel = w.view().panel_bytes();
+    for (size_t at = 0; at < w.cells.size(); at += panel)
+        kernels.arrange_panel(w.cells.data() + at, w.groups, result.cells.data() + at);
+    return result;
+}
 
 std::vector<float> product(const KernelTable& kernels, const Matrix& w, const std::vector<float>& x, int rows,
                            Epilogue epilogue, std::vector<float> out) {
     const Rows quantized(kernels, x, rows, w.groups * kGroup);
     const int stride = static_cast<int>(out.size()) / rows;
     const int middle = w.panels / 4 * 2;  // two calls: panels are independent
-    kernels.matmul(w.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride);
-    kernels.matmul(w.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride);
+    const Matrix own = arranged(kernels, w);
+    kernels.matmul(own.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride);
+    kernels.matmul(own.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride);
     return out;
 }
 
@@ -155,8 +165,9 @@ TEST(rows_are_quantized_to_the_nearest_integer) {
             CHECK(quantized.scales[0] == expected.scale, "(%s, round %d)", kernels->name, round);
             const float unit = 1.0f;
             std::vector<float> found(kGroup);
-            kernels->matmul(one_hot.view(), {quantized.values.data(), &unit, kGroup}, 1, 0, 2,
-                            Epilogue::kStore, found.data(), kGroup);
+            kernels->matmul(arranged(*kernels, one_hot).view(),
+                            {quantized.values.data(), &unit, quantized.stride}, 1, 0, 2, Epilogue::kStore,
+                            found.data(), kGroup);
             for (size_t i = 0; i < kGroup; ++i) {
                 CHECK(static_cast<int>(found[i]) == expected.q[i], "(%s, round %d, %zu: %f)", kernels->name,
                       round, i, static_cast<double>(found[i]));

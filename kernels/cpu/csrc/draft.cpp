@@ -32,14 +32,13 @@ Draft::Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Targ
     : team_(team),
       kernels_(team.kernels()),
       shape_(model.shape),
-      weights_(model.weights),
+      weights_(arena_.take(team, model.weights)),
       target_(target),
       hidden_(round_up(shape_.hidden_size, kGroup)),
       fused_stride_(round_up(fused_width(model), kGroup)),
       input_stride_(round_up(2 * shape_.hidden_size, kGroup)),
       logit_stride_(round_up(weights_.num_outputs, kLanes)),
       decoder_(team, shape_, weights_, kv, target.max_rows) {
-    weights_.each_matrix(map_pages);
     const auto rows = static_cast<size_t>(target.max_rows), slices = static_cast<size_t>(target.max_slices);
     features_.resize(rows * static_cast<size_t>(fused_stride_));
     states_.resize(rows * static_cast<size_t>(hidden_));

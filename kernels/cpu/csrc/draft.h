@@ -64,6 +64,7 @@ class Draft {
     Team& team_;
     const KernelTable& kernels_;
     const ModelShape shape_;
+    WeightArena arena_;
     const DraftWeights weights_;
     const Target target_;
     const int hidden_, fused_stride_, input_stride_, logit_stride_;

@@ -30,6 +30,9 @@ struct PackedMatrix {
     const float* bias = nullptr;     // [panels * 16] or null
     int panels = 0;
     int groups = 0;
+
+    size_t panel_bytes() const { return static_cast<size_t>(groups) * kCellBytes; }
+    size_t bytes() const { return static_cast<size_t>(panels) * panel_bytes(); }
 };
 
 // Rows are multiplied in tiles of at most max_rows, of nearly equal height.
@@ -44,13 +47,13 @@ static constexpr RowTile tile_of(int row, int total, int max_rows) {
     return {first, total * (tile + 1) / tiles - first};
 }
 
-// Rows of activations as 13-bit integers. The rows of a tile are interleaved 16 inputs at a time,
-// [stride / 16][rows of the tile][16], so that a product walks one pointer; the order inside the 16 is the
-// kernels' own. The tile that starts at row r starts at values + r * stride.
+// Rows of activations as 13-bit integers, in an order that is the kernels' own: the rows of a tile are
+// interleaved, so that a product walks one pointer. The tile that starts at row r starts at values + r *
+// stride.
 struct QuantizedRows {
     const int16_t* values;
     const float* scales;  // [rows]
-    int stride;           // a multiple of kGroup
+    int stride;           // a multiple of KernelTable::group_units
 };
 
 enum class Epilogue {
@@ -127,7 +130,16 @@ struct KernelTable {
     // whose integers start at `tile`; returns the scale.
     float (*quantize)(const float* x, int n, int16_t* tile, int index, int rows);
 
-    // Multiplies rows by panels [begin, end). Gated: begin and end are even. out: [rows][out_stride].
+    // The same for the rows of a product; n is a multiple of kGroup, and each group of a row takes
+    // group_units of the tile.
+    float (*quantize_inputs)(const float* x, int n, int16_t* tile, int index, int rows);
+    int group_units;
+
+    // Copies a panel into the layout that `matmul` reads, of the same size.
+    void (*arrange_panel)(const uint8_t* panel, int groups, uint8_t* out);
+
+    // Multiplies rows by arranged panels [begin, end). Gated: begin and end are even. out:
+    // [rows][out_stride].
     void (*matmul)(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end,
                    Epilogue epilogue, float* out, int out_stride);
 
@@ -144,7 +156,7 @@ struct KernelTable {
     // Puts the spans of a tile together, in their order: partials[spans][tile.rows][partial_stride].
     void (*combine)(const AttentionTile& tile, int spans, const float* partials);
 
-    // Dequantizes row `row` of a packed matrix.
+    // Dequantizes row `row` of a packed matrix that is not arranged.
     void (*embed)(const PackedMatrix& w, int row, float* out);
 
     // First index of the largest value, -1 if nothing is above -inf; NaN never wins. n is a multiple of 16.

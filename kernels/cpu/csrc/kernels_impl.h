@@ -9,8 +9,26 @@
 namespace flashlet::FLASHLET_ISA {
 
 inline constexpr KernelTable make_table(const char* name) {
-    return {name,  kMaxRows, rms_norm, quantize,      matmul, rope, store_kv, attend, combine,
-            embed, argmax,   exp_sum,  gumbel_argmax, gumbel, exp,  log,      read};
+    return {name,
+            kMaxRows,
+            rms_norm,
+            quantize,
+            Groups::quantize,
+            Groups::kRowUnits,
+            Groups::arrange,
+            matmul,
+            rope,
+            store_kv,
+            attend,
+            combine,
+            embed,
+            argmax,
+            exp_sum,
+            gumbel_argmax,
+            gumbel,
+            exp,
+            log,
+            read};
 }
 
 }  // namespace flashlet::FLASHLET_ISA

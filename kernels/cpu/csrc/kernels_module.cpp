@@ -64,22 +64,25 @@ class Kernels {
         const auto rows = x.shape(0), inputs = x.shape(1);
         PackedMatrix w{cells.data(), nullptr, static_cast<int>(cells.shape(0)),
                        static_cast<int>(cells.shape(1))};
-        const int stride = w.groups * kGroup;
-        if (static_cast<int>(inputs) > stride)
-            throw std::invalid_argument("linear: more inputs than weights");
+        const int width = w.groups * kGroup, stride = w.groups * table_.group_units;
+        if (static_cast<int>(inputs) > width) throw std::invalid_argument("linear: more inputs than weights");
+        std::vector<uint8_t> arranged(w.bytes());
+        for (size_t at = 0; at < w.bytes(); at += w.panel_bytes())
+            table_.arrange_panel(cells.data() + at, w.groups, arranged.data() + at);
+        w.cells = arranged.data();
         std::vector<int16_t> q(rows * static_cast<size_t>(stride));
-        std::vector<float> scales(rows), row(static_cast<size_t>(stride));
+        std::vector<float> scales(rows), row(static_cast<size_t>(width));
         for (size_t r = 0; r < rows; ++r) {
             std::memcpy(row.data(), x.data() + r * inputs, inputs * sizeof(float));
             const RowTile tile = tile_of(static_cast<int>(r), static_cast<int>(rows), table_.max_rows);
-            scales[r] = table_.quantize(
-                row.data(), stride, q.data() + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
+            scales[r] = table_.quantize_inputs(
+                row.data(), width, q.data() + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
                 static_cast<int>(r) - tile.first, tile.rows);
         }
-        const int width = w.panels * kLanes;
-        std::vector<float> out(rows * static_cast<size_t>(width));
+        const int outputs = w.panels * kLanes;
+        std::vector<float> out(rows * static_cast<size_t>(outputs));
         table_.matmul(w, {q.data(), scales.data(), stride}, static_cast<int>(rows), 0, w.panels,
-                      Epilogue::kStore, out.data(), width);
+                      Epilogue::kStore, out.data(), outputs);
         return to_numpy(out);
     }
 

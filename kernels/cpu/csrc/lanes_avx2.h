@@ -138,6 +138,29 @@ inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
     accumulate_pairs(acc.hi, w.hi, both);
 }
 inline void arrange(int16_t*, int) {}
+
+#ifdef __AVXVNNI__
+#define FLASHLET_BYTE_PRODUCTS
+inline constexpr int kRowsSideBySide = 2;
+struct Quads {
+    __m256i lo, hi;  // [8 outputs][4 inputs], unsigned
+};
+inline Quads load_quads(const uint8_t* p) {
+    const auto* vectors = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(vectors), _mm256_loadu_si256(vectors + 1)};
+}
+inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
+    int32_t quad;
+    std::memcpy(&quad, x, sizeof quad);
+    const __m256i both = _mm256_set1_epi32(quad);
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.lo) : "x"(w.lo), "x"(both));
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.hi) : "x"(w.hi), "x"(both));
+}
+inline I32x16 shift_right_7(I32x16 a) { return {_mm256_srai_epi32(a.lo, 7), _mm256_srai_epi32(a.hi, 7)}; }
+inline I32x16 shift_left_7(I32x16 a) { return {_mm256_slli_epi32(a.lo, 7), _mm256_slli_epi32(a.hi, 7)}; }
+inline I32x16 sub(I32x16 a, I32x16 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+#endif
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace flashlet::FLASHLET_ISA

@@ -92,6 +92,22 @@ inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
         : "v"(w.v), "m"(*reinterpret_cast<const int16_t (*)[2]>(x)));
 }
 inline void arrange(int16_t*, int) {}
+
+#define FLASHLET_BYTE_PRODUCTS
+inline constexpr int kRowsSideBySide = 8;
+struct Quads {
+    __m512i v;  // [16 outputs][4 inputs], unsigned
+};
+inline Quads load_quads(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(acc.v)
+        : "v"(w.v), "m"(*reinterpret_cast<const int8_t (*)[4]>(x)));
+}
+inline I32x16 shift_right_7(I32x16 a) { return {_mm512_srai_epi32(a.v, 7)}; }
+inline I32x16 shift_left_7(I32x16 a) { return {_mm512_slli_epi32(a.v, 7)}; }
+inline I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace flashlet::FLASHLET_ISA

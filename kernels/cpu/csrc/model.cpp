@@ -1,25 +1,13 @@
 #include "model.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <new>
 
 namespace flashlet {
 namespace {
 
 constexpr int kLogitRows = 24;  // rows of logits held at once
-
-// Mapped, so that its pages are zero, cost nothing until used, and go back to the system with the model.
-uint8_t* map_pool(size_t bytes) {
-    void* pool =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (pool == MAP_FAILED) throw std::bad_alloc();
-    madvise(pool, bytes, MADV_HUGEPAGE);
-    return static_cast<uint8_t*>(pool);
-}
 
 TeamLimits team_limits(const ModelShape& shape, const ModelLimits& limits, const DraftModel* draft) {
     const int logit_rows = limits.max_rows + limits.max_slices;
@@ -37,8 +25,6 @@ TeamLimits team_limits(const ModelShape& shape, const ModelLimits& limits, const
 
 }  // namespace
 
-void Model::Unmap::operator()(uint8_t* p) const { munmap(p, bytes); }
-
 size_t Model::block_bytes(const ModelShape& shape, KvFormat format, const DraftModel* draft) {
     return Decoder::block_bytes(shape, format) + (draft != nullptr ? draft->block_bytes(format) : 0);
 }
@@ -47,21 +33,19 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
              const ModelLimits& limits, const DraftModel* draft)
     : kernels_(kernels),
       shape_(shape),
-      weights_(weights),
       hidden_(round_up(shape.hidden_size, kGroup)),
       padded_vocab_(round_up(shape.vocab_size, kLanes)),
       block_bytes_(block_bytes(shape, limits.kv_format, draft)),
-      pool_bytes_(block_bytes_ * (static_cast<size_t>(limits.num_blocks) +
-                                  (draft != nullptr ? static_cast<size_t>(limits.max_slices) : size_t{0}))),
       team_(kernels, team_limits(shape, limits, draft)),
-      kv_pool_(map_pool(pool_bytes_), Unmap{pool_bytes_}),
-      decoder_(team_, shape, weights, {kv_pool_.get(), block_bytes_, limits.kv_format}, limits.max_rows) {
-    weights_.each_matrix(map_pages);
+      weights_(arena_.take(team_, weights)),
+      kv_pool_(block_bytes_ * (static_cast<size_t>(limits.num_blocks) +
+                               (draft != nullptr ? static_cast<size_t>(limits.max_slices) : size_t{0}))),
+      decoder_(team_, shape, weights_, {kv_pool_.data(), block_bytes_, limits.kv_format}, limits.max_rows) {
     residual_.resize(static_cast<size_t>(limits.max_rows) * static_cast<size_t>(hidden_));
     logits_.resize(static_cast<size_t>(kLogitRows) * static_cast<size_t>(padded_vocab_));
     segments_.reserve(static_cast<size_t>(limits.max_slices));
     if (draft == nullptr) return;
-    uint8_t* cells = kv_pool_.get() + Decoder::block_bytes(shape, limits.kv_format);
+    uint8_t* cells = kv_pool_.data() + Decoder::block_bytes(shape, limits.kv_format);
     const Draft::Target target{weights.embed, limits.max_rows, limits.max_slices};
     draft_ = std::make_unique<Draft>(team_, *draft, KvRegion{cells, block_bytes_, limits.kv_format}, target);
 }
@@ -82,7 +66,7 @@ void Model::step(StepPlan& plan, float* logits) {
         if (slice.copied < 0) continue;
         const int32_t block = plan.block_tables[static_cast<size_t>(slice.table + slice.start / kBlock)];
         const auto bytes = [&](int32_t index) {
-            return kv_pool_.get() + static_cast<size_t>(index) * block_bytes_;
+            return kv_pool_.data() + static_cast<size_t>(index) * block_bytes_;
         };
         std::copy_n(bytes(slice.copied), block == slice.copied ? 0 : block_bytes_, bytes(block));
     }
@@ -166,29 +150,18 @@ void Model::answer(Worker& worker, LogitRow& item, float* row) {
 }
 
 double Model::measure_read() {
-    struct Span {
-        const uint8_t* data;
-        size_t bytes;
-    };
-    std::vector<Span> spans;
-    size_t total = 0;
-    weights_.each_matrix([&](const uint8_t* data, size_t bytes) {
-        constexpr size_t kChunk = size_t{1} << 18;
-        for (size_t at = 0; at < bytes; at += kChunk)
-            spans.push_back({data + at, std::min(kChunk, bytes - at)});
-        total += bytes;
-    });
+    constexpr size_t kChunk = size_t{1} << 18;
+    const auto chunks = static_cast<int>((arena_.bytes() + kChunk - 1) / kChunk);
     std::atomic<uint64_t> sink{0};
     const auto begin = std::chrono::steady_clock::now();
     team_.run([&](Worker& worker) {
-        team_.each(worker, static_cast<int>(spans.size()), 1, [&](int first, int last) {
-            for (int i = first; i < last; ++i) {
-                sink +=
-                    kernels_.read(spans[static_cast<size_t>(i)].data, spans[static_cast<size_t>(i)].bytes);
-            }
+        team_.each(worker, chunks, 1, [&](int first, int last) {
+            for (auto at = static_cast<size_t>(first) * kChunk; at < static_cast<size_t>(last) * kChunk;
+                 at += kChunk)
+                sink += kernels_.read(arena_.data() + at, std::min(kChunk, arena_.bytes() - at));
         });
     });
-    return static_cast<double>(total) /
+    return static_cast<double>(arena_.bytes()) /
            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 

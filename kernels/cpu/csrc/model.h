@@ -35,7 +35,7 @@ class Model {
     // Bytes per second at which all threads together read the weights, once through.
     double measure_read();
 
-    size_t kv_bytes() const { return pool_bytes_; }
+    size_t kv_bytes() const { return kv_pool_.size(); }
     int threads() const { return team_.size(); }
     static size_t block_bytes(const ModelShape& shape, KvFormat format, const DraftModel* draft = nullptr);
 
@@ -49,15 +49,12 @@ class Model {
 
     const KernelTable& kernels_;
     const ModelShape shape_;
-    const ModelWeights weights_;
     const int hidden_, padded_vocab_;
-    const size_t block_bytes_, pool_bytes_;
+    const size_t block_bytes_;
     Team team_;
-    struct Unmap {
-        size_t bytes;
-        void operator()(uint8_t* p) const;
-    };
-    std::unique_ptr<uint8_t, Unmap> kv_pool_;
+    WeightArena arena_;
+    const ModelWeights weights_;
+    Pages kv_pool_;
     Decoder decoder_;
     std::unique_ptr<Draft> draft_;
     std::vector<float> residual_, logits_;

@@ -1,51 +1,9 @@
 // Rows of 13-bit activations times panels of int8 weights.
 #pragma once
 
-#include "rows_impl.h"
+#include "groups_impl.h"
 
 namespace flashlet::FLASHLET_ISA {
-
-// Integer product of one int8 panel [inputs / 2][16 outputs][2] with a tile of rows: exact, so partial sums
-// may be kept in several accumulators where few rows would leave the multipliers waiting.
-template <int Rows>
-inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out) {
-    constexpr int kSplit = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
-    I32x16 acc[kSplit][Rows];
-#pragma GCC unroll 4
-    for (int s = 0; s < kSplit; ++s) {
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) acc[s][r] = splat_int(0);
-    }
-    for (int k = 0; k < inputs; k += kLanes, w += kLanes * kLanes, x += kLanes * Rows) {
-#pragma GCC unroll 8
-        for (int j = 0; j < kLanes; j += kInputs) {
-            const Weights weights = load_weights(w + j * kLanes);
-#pragma GCC unroll 16
-            for (int r = 0; r < Rows; ++r) {
-                accumulate_dot(acc[j / kInputs % kSplit][r], weights, x + r * kLanes + j);
-            }
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-        if constexpr (kSplit == 4) acc[0][r] = add(add(acc[0][r], acc[1][r]), add(acc[2][r], acc[3][r]));
-        if constexpr (kSplit == 2) acc[0][r] = add(acc[0][r], acc[1][r]);
-        out[r] = acc[0][r];
-    }
-}
-
-// Weight formats are policies: what a cell of one group and one panel holds, and how a group is multiplied.
-struct Int8Groups {
-    static constexpr int kBytes = kCellBytes;
-    template <int Rows>
-    static void multiply(const uint8_t* cell, const int16_t* x, F32x16* acc) {
-        I32x16 sums[Rows];
-        dot_panel<Rows>(reinterpret_cast<const int8_t*>(cell + kScaleBytes), kGroup, x, sums);
-        const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell));
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
-    }
-};
 
 // The out-of-order window holds only some 4 KiB of cells, too little to cover the latency of memory: asking
 // for the lines this far ahead doubled the speed of a single row.
@@ -58,13 +16,13 @@ inline void prefetch_ahead(const uint8_t* data, int bytes) {
 // out[r] = (rows of x) . (one panel), scaled and biased.
 template <class Format, int Rows>
 inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows& x, int row, F32x16* out) {
-    const uint8_t* cell = w.cells + static_cast<size_t>(panel) * w.groups * Format::kBytes;
+    const uint8_t* cell = w.cells + static_cast<size_t>(panel) * w.panel_bytes();
     const int16_t* tile = x.values + static_cast<size_t>(row) * x.stride;
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) out[r] = splat(0.0f);
-    for (int g = 0; g < w.groups; ++g, cell += Format::kBytes, tile += kGroup * Rows) {
+    for (int g = 0; g < w.groups; ++g, cell += Format::kBytes, tile += Format::kRowUnits * Rows) {
         prefetch_ahead(cell, Format::kBytes);
-        Format::template multiply<Rows>(cell, tile, out);
+        Format::template multiply<Rows>(cell, g, tile, out);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) out[r] = mul(out[r], splat(x.scales[row + r]));
@@ -114,7 +72,7 @@ inline void dispatch_rows(int rows, const Args&... args) {
 
 template <int Rows>
 struct Int8Tile {
-    static void run(const MatmulTask& task, int row) { multiply_tile<Int8Groups, Rows>(task, row); }
+    static void run(const MatmulTask& task, int row) { multiply_tile<Groups, Rows>(task, row); }
 };
 
 void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,

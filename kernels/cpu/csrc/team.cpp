@@ -13,7 +13,7 @@ Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
       pool_(limits.threads),
       counters_(limits.stages, pool_.size()),
-      quantized_(static_cast<size_t>(limits.rows) * static_cast<size_t>(limits.width)),
+      quantized_(static_cast<size_t>(limits.rows) * input_units(limits)),
       scales_(static_cast<size_t>(limits.rows)),
       workers_(static_cast<size_t>(pool_.size())) {
     for (size_t i = 0; i < workers_.size(); ++i) {
@@ -21,7 +21,7 @@ Team::Team(const KernelTable& kernels, const TeamLimits& limits)
         worker.index = static_cast<int>(i);
         // A padded row may start behind another one that is not padded.
         worker.normed.resize(static_cast<size_t>(limits.width + kGroup));
-        worker.quantized.resize(static_cast<size_t>(kPrivateRows * limits.width));
+        worker.quantized.resize(kPrivateRows * input_units(limits));
         worker.scales.resize(kPrivateRows);
         worker.partials.resize(static_cast<size_t>(limits.partials));
         worker.sampler = std::make_unique<Sampler>(kernels, limits.vocab_size);
@@ -55,9 +55,14 @@ void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     worker.mark = now;
 }
 
-// Four or more chunks per thread, in whole gate/up pairs, none larger than the second-level cache.
+// Four or more chunks per thread, in whole gate/up pairs, none larger than the second-level cache; as many
+// for each thread, if that can be.
 int Team::chunk_of(const PackedMatrix& w) const {
-    return std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
+    const int largest = std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
+    for (int chunk = largest; chunk > 0; chunk -= 2) {
+        if (w.panels % (chunk * pool_.size()) == 0) return chunk;
+    }
+    return largest;
 }
 
 void Team::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,

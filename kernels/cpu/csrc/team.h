@@ -78,15 +78,16 @@ class Team {
     template <class RowOf>
     QuantizedRows quantized(Worker& worker, int rows, int stride, RowOf&& row_of) {
         const bool alone = rows <= kPrivateRows;
+        const int units = stride / kGroup * kernels_.group_units;
         int16_t* values = alone ? worker.quantized.data() : quantized_.data();
         float* scales = alone ? worker.scales.data() : scales_.data();
         const auto quantize = [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
                 const RowTile tile = tile_of(row, rows, kernels_.max_rows);
-                scales[row] =
-                    kernels_.quantize(row_of(row), stride,
-                                      values + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
-                                      row - tile.first, tile.rows);
+                scales[row] = kernels_.quantize_inputs(
+                    row_of(row), stride,
+                    values + static_cast<size_t>(tile.first) * static_cast<size_t>(units), row - tile.first,
+                    tile.rows);
             }
         };
         if (alone) {
@@ -95,7 +96,7 @@ class Team {
             each(worker, rows, row_chunk(rows), quantize);
             finish(worker, Stage::kNorm);
         }
-        return {values, scales, stride};
+        return {values, scales, units};
     }
 
     void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
@@ -114,6 +115,9 @@ class Team {
 
   private:
     int chunk_of(const PackedMatrix& w) const;
+    size_t input_units(const TeamLimits& limits) const {
+        return static_cast<size_t>(limits.width / kGroup * kernels_.group_units);
+    }
 
     const KernelTable& kernels_;
     ThreadPool pool_;

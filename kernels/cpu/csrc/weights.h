@@ -1,10 +1,12 @@
-// The weights of a model, as packed matrices in memory that somebody else owns.
+// The weights of a model: packed matrices, which somebody else owns until an arena takes them.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "kernels.h"
+#include "pages.h"
+#include "team.h"
 
 namespace flashlet {
 
@@ -25,18 +27,15 @@ struct DecoderWeights {
     const float* rope_cos;  // [context_length][head_dim / 2]
     const float* rope_sin;
 
-    // Runs visit(first byte, bytes) over every matrix.
-    template <class Visit>
-    void each_matrix(Visit&& visit) const {
-        for (const LayerWeights& w : layers) {
-            for (const PackedMatrix* part : {&w.qkv, &w.o, &w.gate_up, &w.down}) visit_matrix(*part, visit);
+    // Every matrix of the layers that a step multiplies with, in the order in which it does.
+    std::vector<PackedMatrix*> matrices() {
+        std::vector<PackedMatrix*> all;
+        for (LayerWeights& w : layers) {
+            for (PackedMatrix* part : {&w.qkv, &w.o, &w.gate_up, &w.down}) {
+                if (part->cells != nullptr) all.push_back(part);
+            }
         }
-    }
-
-  protected:
-    template <class Visit>
-    static void visit_matrix(const PackedMatrix& w, Visit&& visit) {
-        visit(w.cells, static_cast<size_t>(w.panels) * static_cast<size_t>(w.groups) * kCellBytes);
+        return all;
     }
 };
 
@@ -44,11 +43,10 @@ struct ModelWeights : DecoderWeights {
     PackedMatrix embed, head;
     const float* final_norm;
 
-    // Every matrix that a decoding step reads.
-    template <class Visit>
-    void each_matrix(Visit&& visit) const {
-        DecoderWeights::each_matrix(visit);
-        visit_matrix(head, visit);
+    std::vector<PackedMatrix*> matrices() {
+        std::vector<PackedMatrix*> all = DecoderWeights::matrices();
+        all.push_back(&head);
+        return all;
     }
 };
 
@@ -63,14 +61,31 @@ struct DraftWeights : DecoderWeights {
     const int32_t* vocab_ids;  // [outputs of the head]: ids of the target, ascending
     int num_outputs;
 
-    template <class Visit>
-    void each_matrix(Visit&& visit) const {
-        DecoderWeights::each_matrix(visit);
-        for (const PackedMatrix* part : {&fuse, &input, &head}) visit_matrix(*part, visit);
+    std::vector<PackedMatrix*> matrices() {
+        std::vector<PackedMatrix*> all{&fuse, &input};
+        for (PackedMatrix* part : DecoderWeights::matrices()) all.push_back(part);
+        all.push_back(&head);
+        return all;
     }
 };
 
-// Maps pages of a weight file now rather than one fault at a time in the first step. Only a hint.
-void map_pages(const uint8_t* data, size_t bytes);
+// Copies of matrices in huge pages, arranged as the kernels read them, so that the file's own pages can go.
+class WeightArena {
+  public:
+    // The same weights over copies of the matrices that are multiplied with. All threads share the copying.
+    template <class Weights>
+    Weights take(Team& team, Weights weights) {
+        copy(team, weights.matrices());
+        return weights;
+    }
+
+    const uint8_t* data() const { return pages_.data(); }
+    size_t bytes() const { return pages_.size(); }
+
+  private:
+    void copy(Team& team, const std::vector<PackedMatrix*>& matrices);
+
+    Pages pages_;
+};
 
 }  // namespace flashlet

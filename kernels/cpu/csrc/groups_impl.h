@@ -1,0 +1,183 @@
+// One group of inputs of one panel times a tile of rows, by what the processor multiplies best.
+#pragma once
+
+#include "rows_impl.h"
+
+namespace flashlet::FLASHLET_ISA {
+
+// Integer product of one int8 panel [inputs / 2][16 outputs][2] with a tile of rows: exact, so partial sums
+// may be kept in several accumulators where few rows would leave the multipliers waiting.
+template <int Rows>
+inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out) {
+    constexpr int kSplit = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
+    I32x16 acc[kSplit][Rows];
+#pragma GCC unroll 4
+    for (int s = 0; s < kSplit; ++s) {
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) acc[s][r] = splat_int(0);
+    }
+    for (int k = 0; k < inputs; k += kLanes, w += kLanes * kLanes, x += kLanes * Rows) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kLanes; j += kInputs) {
+            const Weights weights = load_weights(w + j * kLanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) {
+                accumulate_dot(acc[j / kInputs % kSplit][r], weights, x + r * kLanes + j);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+        if constexpr (kSplit == 4) acc[0][r] = add(add(acc[0][r], acc[1][r]), add(acc[2][r], acc[3][r]));
+        if constexpr (kSplit == 2) acc[0][r] = add(acc[0][r], acc[1][r]);
+        out[r] = acc[0][r];
+    }
+}
+
+// Weight formats are policies: what a cell of one group and one panel holds, what the integers of a row look
+// like to it, and how a group is multiplied. These are the cells of the weight file, whatever their number.
+struct PairGroups {
+    static constexpr int kBytes = kCellBytes;
+    static constexpr int kRowUnits = kGroup;
+    static float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
+        return FLASHLET_ISA::quantize(x, n, tile, index, rows);
+    }
+    static void arrange(const uint8_t* panel, int groups, uint8_t* out) {
+        __builtin_memcpy(out, panel, static_cast<size_t>(groups) * kBytes);
+    }
+    template <int Rows>
+    static void multiply(const uint8_t* cell, int, const int16_t* x, F32x16* acc) {
+        I32x16 sums[Rows];
+        dot_panel<Rows>(reinterpret_cast<const int8_t*>(cell + kScaleBytes), kGroup, x, sums);
+        const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell));
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
+    }
+};
+
+#ifdef FLASHLET_BYTE_PRODUCTS
+
+// For processors that sum four products of an unsigned and a signed byte at once: half as many weights to
+// widen or load. An integer x of a row is 128 high + low, both of them bytes, and a weight w is stored as w +
+// 128: sum w x = 128 sum (w + 128) high + sum (w + 128) low - 128 sum x, whose last part is known with the
+// row. Each group of a row: [32 high][32 low][that last part]. Cells: [8 quads of inputs][16 outputs][4],
+// scales behind them in even cells and before them in odd ones, so that no vector of weights crosses a cache
+// line.
+struct QuadGroups {
+    static constexpr int kBytes = kCellBytes;
+    static constexpr int kRowUnits = kGroup + 2;
+    static constexpr int kLow = kGroup, kRest = 2 * kGroup;  // bytes
+
+    static float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
+        const float largest = abs_max(x, n);
+        const F32x16 inverse = splat(inverse_step(largest));
+        int16_t* group = tile + index * kRowUnits;
+        for (int i = 0; i < n; i += kGroup, group += rows * kRowUnits) {
+            int8_t* bytes = reinterpret_cast<int8_t*>(group);
+            I32x16 sum = splat_int(0);
+#pragma GCC unroll 2
+            for (int half = 0; half < kGroup; half += kLanes) {
+                const I32x16 q = to_int(mul(load(x + i + half), inverse));
+                const I32x16 high = shift_right_7(add(q, splat_int(64)));
+                store_int8(bytes + half, high);
+                store_int8(bytes + kLow + half, sub(q, shift_left_7(high)));
+                sum = add(sum, q);
+            }
+            const float total = fold_add(to_float(sum));  // exact: integers below 2^17
+            const bool finite =
+                __builtin_fabsf(total) <= kGroup * kMaxQuantized;  // else the scale is a NaN too
+            const int32_t rest = finite ? -128 * static_cast<int32_t>(total) : 0;
+            __builtin_memcpy(bytes + kRest, &rest, sizeof rest);
+        }
+        return step_of(largest);
+    }
+
+    static void arrange(const uint8_t* panel, int groups, uint8_t* out) {
+        for (int g = 0; g < groups; ++g, panel += kBytes, out += kBytes) {
+            __builtin_memcpy(out + scales_at(g), panel, kScaleBytes);
+            const uint8_t* pairs = panel + kScaleBytes;
+            uint8_t* quads = out + weights_at(g);
+            for (int k = 0; k < kGroup; k += 4) {
+                for (int o = 0; o < kLanes; ++o) {
+                    for (int i = 0; i < 4; ++i)
+                        *quads++ = pairs[(k + i) / 2 * 2 * kLanes + 2 * o + i % 2] ^ 0x80u;  // + 128
+                }
+            }
+        }
+    }
+
+    template <int Rows>
+    static void multiply(const uint8_t* cell, int group, const int16_t* x, F32x16* acc) {
+        const uint8_t* weights = cell + weights_at(group);
+        const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell + scales_at(group)));
+        I32x16 sums[Rows];
+        if constexpr (Rows <= kRowsSideBySide) {
+            side_by_side<Rows>(weights, x, sums);
+        } else {
+            one_by_one<Rows>(weights, x, sums);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
+    }
+
+  private:
+    static constexpr int weights_at(int group) { return group % 2 == 0 ? 0 : kScaleBytes; }
+    static constexpr int scales_at(int group) { return group % 2 == 0 ? kGroup * kLanes : 0; }
+    static const int8_t* row_of(const int16_t* x, int row) {
+        return reinterpret_cast<const int8_t*>(x + row * kRowUnits);
+    }
+    static I32x16 rest_of(const int16_t* x, int row) {
+        int32_t rest;
+        __builtin_memcpy(&rest, row_of(x, row) + kRest, sizeof rest);
+        return splat_int(rest);
+    }
+
+    // Few rows: two sums for each keep the multipliers busy.
+    template <int Rows>
+    static void side_by_side(const uint8_t* weights, const int16_t* x, I32x16* sums) {
+        I32x16 high[Rows];
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+            high[r] = splat_int(0);
+            sums[r] = rest_of(x, r);
+        }
+#pragma GCC unroll 8
+        for (int k = 0; k < kGroup; k += 4) {
+            const Quads quads = load_quads(weights + k * kLanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) {
+                accumulate_quads(high[r], quads, row_of(x, r) + k);
+                accumulate_quads(sums[r], quads, row_of(x, r) + kLow + k);
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) sums[r] = add(shift_left_7(high[r]), sums[r]);
+    }
+
+    // Many rows: one sum for each fits the registers, and the weights are read twice.
+    template <int Rows>
+    static void one_by_one(const uint8_t* weights, const int16_t* x, I32x16* sums) {
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) sums[r] = splat_int(0);
+        add_quads<Rows>(weights, x, 0, sums);
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) sums[r] = add(shift_left_7(sums[r]), rest_of(x, r));
+        add_quads<Rows>(weights, x, kLow, sums);
+    }
+    template <int Rows>
+    static void add_quads(const uint8_t* weights, const int16_t* x, int part, I32x16* sums) {
+#pragma GCC unroll 8
+        for (int k = 0; k < kGroup; k += 4) {
+            const Quads quads = load_quads(weights + k * kLanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) accumulate_quads(sums[r], quads, row_of(x, r) + part + k);
+        }
+    }
+};
+using Groups = QuadGroups;
+
+#else
+using Groups = PairGroups;
+#endif
+
+}  // namespace flashlet::FLASHLET_ISA
