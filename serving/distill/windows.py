@@ -49,15 +49,15 @@ class Batch:
 
 
 def make_windows(corpora: Sequence[Corpus], held_out: bool, length: int) -> list[Window]:
-    """All windows of at most `length` rows that have answers in them."""
-    return [
+    """All windows of at most `length` rows that predict some of an answer."""
+    windows = [
         Window(corpus, item, start, min(length, item.length - start))
         for corpus in corpora
         for item in corpus.conversations
         if item.held_out == held_out
         for start in range(0, item.length - 1, length)
-        if any(answer.start < start + length and answer.end > start + 1 for answer in item.answers)
     ]
+    return [window for window in windows if any(_answer_rows(window))]
 
 
 def batches(
@@ -130,11 +130,19 @@ def _select(window: Window, num_steps: int) -> tuple[list[int], list[list[float]
     """Rows whose first prediction belongs to an answer, and for each step whether it still does."""
     rows: list[int] = []
     weights: list[list[float]] = []
-    for answer in window.conversation.answers:
-        first, end = answer.start - window.start, answer.end - window.start
-        for row in range(max(first - 1, 0), min(end - 2, window.length - 1)):
+    for answer, predicted in zip(window.conversation.answers, _answer_rows(window), strict=True):
+        end = answer.end - window.start
+        for row in predicted:
             rows.append(row)
             # the target's own distribution is that of row + step + 1, which must lie in the window
             last = min(end - 3, window.length - 2)
             weights.append([float(row + step <= last) for step in range(num_steps)])
     return rows, weights
+
+
+def _answer_rows(window: Window) -> list[range]:
+    """For each answer of the conversation, the rows of the window whose first prediction belongs to it."""
+    return [
+        range(max(answer.start - window.start - 1, 0), min(answer.end - window.start - 2, window.length - 1))
+        for answer in window.conversation.answers
+    ]
