@@ -91,18 +91,29 @@ inline void interleave(const int16_t* const* rows, int n, int16_t* tile) {
     }
 }
 
-// How keys and values of one block are read; `first` and `count` of visible tokens are the caller's business.
+// The keys or the values of one block.
+struct HalfCell {
+    const uint8_t *codes, *scales;
+};
+
+// How keys and values of one block are read, while the half cell `ahead` is asked for, as large as the one
+// that is read. Which tokens are visible is the caller's business.
 struct Int8Kv {
-    template <int Rows>
-    static void scores(const AttentionTile& tile, const int16_t* queries, const uint8_t* cell, int padded_dim,
-                       float* const* out) {
+    static HalfCell half(const uint8_t* cell, int padded_dim, bool values) {
         const size_t plane = static_cast<size_t>(kBlock) * padded_dim;
-        const float* key_scales = reinterpret_cast<const float*>(cell + 2 * plane);
+        return {cell + (values ? plane : 0), cell + 2 * plane + (values ? kBlock * sizeof(float) : 0)};
+    }
+    template <int Rows>
+    static void scores(const AttentionTile& tile, const int16_t* queries, const uint8_t* cell, HalfCell ahead,
+                       int padded_dim, float* const* out) {
+        const HalfCell keys = half(cell, padded_dim, false);
+        const float* key_scales = reinterpret_cast<const float*>(keys.scales);
+        prefetch_bytes(ahead.scales, kBlock * sizeof(float));
         for (int panel = 0; panel < kBlock / kLanes; ++panel) {
+            const size_t at = static_cast<size_t>(panel) * padded_dim * kLanes;
             I32x16 sums[Rows];
-            dot_panel<Rows>(
-                reinterpret_cast<const int8_t*>(cell) + static_cast<size_t>(panel) * padded_dim * kLanes,
-                padded_dim, queries, sums);
+            dot_panel<Rows>(reinterpret_cast<const int8_t*>(keys.codes + at), padded_dim, queries, sums,
+                            ahead.codes + at);
             const F32x16 scale = load(key_scales + panel * kLanes);
             for (int r = 0; r < Rows; ++r) {
                 store(out[r] + panel * kLanes,
@@ -111,9 +122,11 @@ struct Int8Kv {
         }
     }
     template <int Rows>
-    static void accumulate(const uint8_t* cell, int padded_dim, const float* const* weights, float* acc) {
-        const size_t plane = static_cast<size_t>(kBlock) * padded_dim;
-        const float* value_scales = reinterpret_cast<const float*>(cell + 2 * plane) + kBlock;
+    static void accumulate(const uint8_t* cell, HalfCell ahead, int padded_dim, const float* const* weights,
+                           float* acc) {
+        const HalfCell values = half(cell, padded_dim, true);
+        const float* value_scales = reinterpret_cast<const float*>(values.scales);
+        prefetch_bytes(ahead.scales, kBlock * sizeof(float));
         alignas(64) int16_t codes[Rows * kBlock];
         float scales[Rows];
         for (int r = 0; r < Rows; ++r) {
@@ -125,10 +138,10 @@ struct Int8Kv {
             }
             scales[r] = quantize(w, kBlock, codes, r, Rows);
         }
-        const int8_t* values = reinterpret_cast<const int8_t*>(cell + plane);
-        for (int d = 0; d < padded_dim; d += kLanes, values += kBlock * kLanes) {
+        for (int d = 0; d < padded_dim; d += kLanes) {
             I32x16 sums[Rows];
-            dot_panel<Rows>(values, kBlock, codes, sums);
+            dot_panel<Rows>(reinterpret_cast<const int8_t*>(values.codes + d * kBlock), kBlock, codes, sums,
+                            ahead.codes + d * kBlock);
             for (int r = 0; r < Rows; ++r) {
                 float* a = acc + r * padded_dim + d;
                 store(a, fma(to_float(sums[r]), splat(scales[r]), load(a)));
@@ -138,9 +151,14 @@ struct Int8Kv {
 };
 
 struct Fp16Kv {
+    static HalfCell half(const uint8_t* cell, int padded_dim, bool values) {
+        const size_t plane = static_cast<size_t>(kBlock) * padded_dim * sizeof(uint16_t);
+        return {cell + (values ? plane : 0), nullptr};
+    }
     template <int Rows>
-    static void scores(const AttentionTile& tile, const int16_t*, const uint8_t* cell, int padded_dim,
-                       float* const* out) {
+    static void scores(const AttentionTile& tile, const int16_t*, const uint8_t* cell, HalfCell ahead,
+                       int padded_dim, float* const* out) {
+        prefetch_bytes(ahead.codes, kBlock * padded_dim * 2);
         const uint16_t* keys = reinterpret_cast<const uint16_t*>(cell);
         for (int panel = 0; panel < kBlock / kLanes;
              ++panel, keys += static_cast<size_t>(padded_dim) * kLanes) {
@@ -157,7 +175,9 @@ struct Fp16Kv {
         }
     }
     template <int Rows>
-    static void accumulate(const uint8_t* cell, int padded_dim, const float* const* weights, float* acc) {
+    static void accumulate(const uint8_t* cell, HalfCell ahead, int padded_dim, const float* const* weights,
+                           float* acc) {
+        prefetch_bytes(ahead.codes, kBlock * padded_dim * 2);
         const uint16_t* values =
             reinterpret_cast<const uint16_t*>(cell) + static_cast<size_t>(kBlock) * padded_dim;
         for (int d = 0; d < padded_dim; d += kLanes, values += kBlock * kLanes) {
@@ -200,13 +220,9 @@ inline void softmax_row(float* scores, int base, int end, int lo, int position, 
     summary[1] = fold_add(sum);
 }
 
-// Blocks lie far apart, so that the processor cannot guess the next one; one block's work is shorter than the
-// latency of memory.
-inline constexpr int kBlocksAhead = 4;
-
-inline void prefetch_cell(const uint8_t* cell, size_t bytes) {
-    for (size_t line = 0; line < bytes; line += 64) prefetch(cell + line);
-}
+// Blocks lie far apart, so that the processor cannot guess the next one, and one block's work is shorter than
+// the latency of memory: the keys or values read so many steps later are asked for.
+inline constexpr int kHalvesAhead = 4;
 
 template <class Kv, int Rows>
 void attend(const AttentionTile& tile, int span, float* partial) {
@@ -218,16 +234,21 @@ void attend(const AttentionTile& tile, int span, float* partial) {
     const auto cell = [&](int block) {
         return tile.kv.base + tile.block_table[block] * tile.kv.block_stride;
     };
+    // In the order in which they are read: the keys of a span, its values, the keys of the next span.
+    const int count = high - low + 1;
+    const auto later = [&](int step) {
+        step += kHalvesAhead;
+        if (step >= count && step < 2 * count) return Kv::half(cell(low + step - count), padded_dim, true);
+        const int block = step < count ? low + step : high + 1 + step - 2 * count;
+        return Kv::half(cell(block <= seen.last_block ? block : high), padded_dim, false);
+    };
     SpanScores scores;
     alignas(64) int16_t queries[Rows * kMaxHeadDim];
     if (tile.kv.format == KvFormat::kInt8) interleave<Rows>(tile.queries, padded_dim, queries);
     float* rows[Rows];
     for (int block = low; block <= high; ++block) {
         for (int r = 0; r < Rows; ++r) rows[r] = scores.values[r] + (block - low) * kBlock;
-        if (block + kBlocksAhead <= seen.last_block) {
-            prefetch_cell(cell(block + kBlocksAhead), kv_cell_bytes(tile.kv.format, padded_dim));
-        }
-        Kv::template scores<Rows>(tile, queries, cell(block), padded_dim, rows);
+        Kv::template scores<Rows>(tile, queries, cell(block), later(block - low), padded_dim, rows);
     }
     alignas(64) float acc[Rows * kMaxHeadDim];
     for (int r = 0; r < Rows; ++r) {
@@ -238,7 +259,7 @@ void attend(const AttentionTile& tile, int span, float* partial) {
     for (int block = low; block <= high; ++block) {
         const float* weights[Rows];
         for (int r = 0; r < Rows; ++r) weights[r] = scores.values[r] + (block - low) * kBlock;
-        Kv::template accumulate<Rows>(cell(block), padded_dim, weights, acc);
+        Kv::template accumulate<Rows>(cell(block), later(count + block - low), padded_dim, weights, acc);
     }
     for (int r = 0; r < Rows; ++r) {
         __builtin_memcpy(partial + r * stride, acc + r * padded_dim,

@@ -5,10 +5,16 @@
 
 namespace flashlet::FLASHLET_ISA {
 
+inline void prefetch_bytes(const uint8_t* data, int bytes) {
+    for (int line = 0; line < bytes; line += 64) prefetch(data + line);
+}
+
 // Integer product of one int8 panel [inputs / 2][16 outputs][2] with a tile of rows: exact, so partial sums
-// may be kept in several accumulators where few rows would leave the multipliers waiting.
+// may be kept in several accumulators where few rows would leave the multipliers waiting. Asks for as many
+// bytes from `ahead` on as it reads, if that is given.
 template <int Rows>
-inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out) {
+inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out,
+                      const uint8_t* ahead = nullptr) {
     constexpr int kSplit = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
     I32x16 acc[kSplit][Rows];
 #pragma GCC unroll 4
@@ -17,6 +23,7 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out
         for (int r = 0; r < Rows; ++r) acc[s][r] = splat_int(0);
     }
     for (int k = 0; k < inputs; k += kLanes, w += kLanes * kLanes, x += kLanes * Rows) {
+        if (ahead != nullptr) prefetch_bytes(ahead + k * kLanes, kLanes * kLanes);
 #pragma GCC unroll 8
         for (int j = 0; j < kLanes; j += kInputs) {
             const Weights weights = load_weights(w + j * kLanes);

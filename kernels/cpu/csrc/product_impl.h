@@ -9,10 +9,6 @@ namespace flashlet::FLASHLET_ISA {
 // for the lines this far ahead doubled the speed of a single row.
 inline constexpr int kPrefetchDistance = 8192;
 
-inline void prefetch_ahead(const uint8_t* data, int bytes) {
-    for (int line = 0; line < bytes; line += 64) prefetch(data + kPrefetchDistance + line);
-}
-
 // out[r] = (rows of x) . (one panel), scaled and biased.
 template <class Format, int Rows>
 inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows& x, int row, F32x16* out) {
@@ -21,7 +17,7 @@ inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) out[r] = splat(0.0f);
     for (int g = 0; g < w.groups; ++g, cell += Format::kBytes, tile += Format::kRowUnits * Rows) {
-        prefetch_ahead(cell, Format::kBytes);
+        prefetch_bytes(cell + kPrefetchDistance, Format::kBytes);
         Format::template multiply<Rows>(cell, g, tile, out);
     }
 #pragma GCC unroll 16
