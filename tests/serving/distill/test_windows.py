@@ -23,7 +23,7 @@ def corpus_of(folder: Path, *answers: Answer, length: int = 24) -> Corpus:
 
 @pytest.mark.parametrize("end", range(10, 25))
 def test_every_prediction_of_an_answer_is_in_one_window(tmp_path: Path, end: int) -> None:
-    """A row follows its token and predicts the next but one; the last two rows of a window cannot be judged."""
+    """A row predicts the next token but one; the last row of a window cannot be judged."""
     windows = make_windows([corpus_of(tmp_path, Answer("chat", 4, end))], False, WINDOW)
     found = [
         window.start + int(row)
