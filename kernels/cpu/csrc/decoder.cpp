@@ -27,12 +27,13 @@ int Decoder::partials(const ModelShape& shape) {
     return spans(shape) * kMaxTile * partial_stride(round_up(shape.head_dim, kLanes));
 }
 
-Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weights, const KvRegion& kv,
-                 int max_rows)
+Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weights,
+                 const PackedMatrix& after, const KvRegion& kv, int max_rows)
     : team_(team),
       kernels_(team.kernels()),
       shape_(shape),
       weights_(weights),
+      after_(after),
       kv_(kv),
       cell_bytes_(kv_cell_bytes(kv.format, round_up(shape.head_dim, kLanes))),
       hidden_(round_up(shape.hidden_size, kGroup)),
@@ -181,10 +182,14 @@ void Decoder::feed_forward(Worker& worker, int index, float* x, int rows) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
     team_.product(worker, w.gate_up, normed(worker, x, w.ffn_norm, rows), rows, Epilogue::kGatedSilu,
                   ffn_.data(), ffn_stride_, Stage::kGateUp, &w.down);
-    const size_t next = static_cast<size_t>(index) + 1;
     team_.product(worker, w.down, plain(worker, ffn_.data(), rows, ffn_stride_), rows, Epilogue::kAdd, x,
-                  hidden_, Stage::kDown,
-                  next < weights_.layers.size() ? &weights_.layers[next].qkv : nullptr);
+                  hidden_, Stage::kDown, first_matrix(index + 1));
+}
+
+const PackedMatrix* Decoder::first_matrix(int layer) const {
+    if (layer >= shape_.num_layers) return &after_;
+    const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+    return w.qkv.cells != nullptr ? &w.qkv : &w.gate_up;
 }
 
 // RoPE for one key-value head of one row and the query heads that share it; K and V go to the pool.

@@ -34,8 +34,9 @@ struct KvRegion {
 
 class Decoder {
   public:
-    Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weights, const KvRegion& kv,
-            int max_rows);
+    // `after`: the matrix whose product follows the last layer.
+    Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weights, const PackedMatrix& after,
+            const KvRegion& kv, int max_rows);
 
     // On one thread, before the layers. The first `singles` segments have one row each and keep their order:
     // layers may then run on fewer of them, read keys that the other segments store, and run again after
@@ -45,6 +46,9 @@ class Decoder {
     // One layer on rows [0, rows) of the residual stream x. Keys and values of all of them are stored; only
     // the first `finished` rows go on: all, or so many singles.
     void layer(Worker& worker, int index, float* x, int rows, int finished);
+
+    // The first matrix that a layer multiplies with, or the one behind the layers.
+    const PackedMatrix* first_matrix(int layer) const;
 
     static constexpr int kMaxAhead = 8;
     static constexpr int kStagesPerLayer = 10;       // at most; each ends with finish()
@@ -77,6 +81,7 @@ class Decoder {
     const KernelTable& kernels_;
     const ModelShape shape_;
     const DecoderWeights weights_;
+    const PackedMatrix after_;
     const KvRegion kv_;
     const size_t cell_bytes_;
     const int hidden_, query_size_, kv_size_, query_stride_, qkv_stride_, ffn_stride_;

@@ -38,7 +38,7 @@ Draft::Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Targ
       fused_stride_(round_up(fused_width(model), kGroup)),
       input_stride_(round_up(2 * shape_.hidden_size, kGroup)),
       logit_stride_(round_up(weights_.num_outputs, kLanes)),
-      decoder_(team, shape_, weights_, kv, target.max_rows) {
+      decoder_(team, shape_, weights_, weights_.head, kv, target.max_rows) {
     const auto rows = static_cast<size_t>(target.max_rows), slices = static_cast<size_t>(target.max_slices);
     features_.resize(rows * static_cast<size_t>(fused_stride_));
     states_.resize(rows * static_cast<size_t>(hidden_));
@@ -70,7 +70,7 @@ void Draft::run(Worker& worker, StepPlan& plan) {
         plan_ = &plan;
         arrange();
     }
-    team_.finish(worker, Stage::kDraft);
+    team_.finish(worker, Stage::kDraft, &weights_.fuse);
     if (rows_.empty()) return;
     follow(worker);
     const auto active = [&](int round) {  // proposals up to the last that wants a token in this round
@@ -160,7 +160,7 @@ void Draft::follow(Worker& worker) {
         return features_.data() + static_cast<size_t>(target_row) * static_cast<size_t>(fused_stride_);
     });
     team_.product(worker, weights_.fuse, fused, rows, Epilogue::kStore, states_.data(), hidden_,
-                  Stage::kDraft);
+                  Stage::kDraft, &weights_.input);
     enter(worker, rows);
     layers(worker, rows, static_cast<int>(proposals_.size()));
 }
@@ -183,7 +183,8 @@ void Draft::enter(Worker& worker, int rows) {
         return y;
     });
     if (rows <= Team::kPrivateRows) team_.finish(worker, Stage::kDraft);  // nobody reads the states any more
-    team_.product(worker, weights_.input, x, rows, Epilogue::kAdd, states_.data(), hidden_, Stage::kDraft);
+    team_.product(worker, weights_.input, x, rows, Epilogue::kAdd, states_.data(), hidden_, Stage::kDraft,
+                  decoder_.first_matrix(0));
 }
 
 // The next token of the first `rows` proposals. Each then stands for one row more.
@@ -206,7 +207,7 @@ void Draft::choose(Worker& worker, int rows) {
             ++segments_[at].start;
         }
     });
-    team_.finish(worker, Stage::kDraft);
+    team_.finish(worker, Stage::kDraft, &weights_.input);
 }
 
 // One more token, unless the logits are not numbers.

@@ -33,6 +33,8 @@ class Draft {
     // After sampling: follows the accepted rows of every slice that asks for it, and proposes.
     void run(Worker& worker, StepPlan& plan);
 
+    const PackedMatrix* first_matrix() const { return &weights_.fuse; }
+
     static int stages(const ModelShape& shape);
     static int widest_row(const DraftModel& model);
 

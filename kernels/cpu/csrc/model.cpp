@@ -40,7 +40,8 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
       weights_(arena_.take(team_, weights)),
       kv_pool_(block_bytes_ * (static_cast<size_t>(limits.num_blocks) +
                                (draft != nullptr ? static_cast<size_t>(limits.max_slices) : size_t{0}))),
-      decoder_(team_, shape, weights_, {kv_pool_.data(), block_bytes_, limits.kv_format}, limits.max_rows) {
+      decoder_(team_, shape, weights_, weights_.head, {kv_pool_.data(), block_bytes_, limits.kv_format},
+               limits.max_rows) {
     residual_.resize(static_cast<size_t>(limits.max_rows) * static_cast<size_t>(hidden_));
     logits_.resize(static_cast<size_t>(kLogitRows) * static_cast<size_t>(padded_vocab_));
     segments_.reserve(static_cast<size_t>(limits.max_slices));
@@ -138,7 +139,7 @@ void Model::logits(Worker& worker) {
                 answer(worker, plan_->logit_rows[static_cast<size_t>(first + i)], row);
             }
         });
-        team_.finish(worker, Stage::kSample);
+        team_.finish(worker, Stage::kSample, drafting_ ? draft_->first_matrix() : nullptr);
     }
 }
 

@@ -7,7 +7,8 @@ namespace flashlet {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kHeadStart = 16384;  // bytes
+constexpr size_t kHeadStart = size_t{1} << 17;  // bytes per thread: a part of its second-level cache
+constexpr size_t kLine = 64;
 
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
@@ -41,13 +42,16 @@ void Team::run(const std::function<void(Worker&)>& job) {
 
 void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     ++worker.stage;
+    const uint8_t *line = nullptr, *end = nullptr;
     if (next != nullptr && next->cells != nullptr) {
         const int panel = part_begin(next->panels, chunk_of(*next), worker.index, pool_.size());
-        const uint8_t* part =
-            next->cells + static_cast<size_t>(panel) * static_cast<size_t>(next->groups) * kCellBytes;
-        for (int line = 0; line < kHeadStart; line += 64) __builtin_prefetch(part + line, 0, 2);
+        line = next->cells + static_cast<size_t>(panel) * next->panel_bytes();
+        end = std::min(line + kHeadStart, next->cells + next->bytes());
     }
-    pool_.barrier();
+    pool_.barrier([&] {
+        for (int i = 0; i < 4 && line < end; ++i, line += kLine) __builtin_prefetch(line, 0, 2);
+        return line < end;
+    });
     if (worker.index != 0) return;
     const Clock::time_point now = Clock::now();
     profile_[static_cast<size_t>(worker.drafting ? Stage::kDraft : stage)] +=

@@ -70,7 +70,7 @@ class Team {
         counters_.each(worker.stage, total, chunk, worker.index, body);
     }
 
-    // `next`: the matrix whose product follows; its first bytes are asked for while threads wait.
+    // `next`: the matrix whose product follows; a thread that waits asks for the first bytes of its part.
     void finish(Worker& worker, Stage stage, const PackedMatrix* next = nullptr);
 
     // Rows as integers: row_of(row) gives the floats, `stride` of them, a multiple of kGroup. A few rows are

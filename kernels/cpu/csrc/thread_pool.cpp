@@ -51,15 +51,13 @@ void ThreadPool::run(const std::function<void(int)>& job) {
     barrier();
 }
 
-void ThreadPool::barrier() {
-    const uint32_t generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-        arrived_.store(0, std::memory_order_relaxed);
-        generation_.store(generation + 1, std::memory_order_release);
-        generation_.notify_all();
-        return;
-    }
-    await_change(generation_, generation);
+// Who is last opens the barrier.
+bool ThreadPool::last_to_arrive(uint32_t generation) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return false;
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    generation_.notify_all();
+    return true;
 }
 
 void ThreadPool::work(int index) {

@@ -22,11 +22,21 @@ class ThreadPool {
     // Calls job(thread index) on every thread; returns when all are done. The job must not throw.
     void run(const std::function<void(int)>& job);
 
-    // Inside a job: waits until every thread has arrived.
-    void barrier();
+    // Inside a job: waits until every thread has arrived, and meanwhile calls idle() until it returns false.
+    template <class Idle>
+    void barrier(Idle&& idle) {
+        const uint32_t generation = generation_.load(std::memory_order_relaxed);
+        if (last_to_arrive(generation)) return;
+        while (generation_.load(std::memory_order_acquire) == generation && idle()) continue;
+        await_change(generation_, generation);
+    }
+    void barrier() {
+        barrier([] { return false; });
+    }
 
   private:
     void work(int index);
+    bool last_to_arrive(uint32_t generation);
     static void await_change(const std::atomic<uint32_t>& value, uint32_t old);
 
     const int size_;
