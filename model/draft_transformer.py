@@ -16,11 +16,12 @@ from flashlet.kernels.reference import BLOCK_SIZE
 from flashlet.model.arithmetic import Arithmetic, Linear, Matrix
 from flashlet.model.draft import DraftConfig
 from flashlet.model.kv_pool import KvPool
-from flashlet.model.sampler import probability, sample
+from flashlet.model.sampler import confidence, sample
 from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
 from flashlet.model.transformer import Decoder, Layer, Segment, Transformer
 from flashlet.model.transformer_weights import Int8Reader
 
+SHARPER = np.float32(0.8)  # temperature of a draft, which is not sure what the target believes
 LEAST_SHARE = 1e-3  # of the likeliest token's probability, for a token that may be drawn
 
 
@@ -90,16 +91,18 @@ class DraftTransformer:
     def propose(
         self, state: Tensor, segment: Segment, request: SampleRequest, count: int, least_confidence: float
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Up to `count` tokens that may follow the token of `request`, and the draft's probability of each.
+        """Up to `count` tokens that may follow the token of `request`, and the draft's confidence in each.
 
         Ends where the product of these is below `least_confidence`.
 
         `segment` is the last known row, `state` [1, hidden] what `follow` gave for it. The choice is the
-        request's, but for penalties, biases and masks; very unlikely tokens are left out.
+        request's, but for penalties, biases and masks; very unlikely tokens are left out, the others drawn
+        at a lower temperature.
         """
         params = request.params
+        temperature = float(np.float32(params.temperature) * SHARPER)
         params = SamplingParams(
-            params.temperature, params.top_k, params.top_p, max(params.min_p, LEAST_SHARE), seed=params.seed
+            temperature, params.top_k, params.top_p, max(params.min_p, LEAST_SHARE), seed=params.seed
         )
         tokens: list[int] = []
         confidences: list[float] = []
@@ -114,7 +117,7 @@ class DraftTransformer:
                 tokens.append(sample(logits, choice))
             except NoTokenError:  # of the draft's own making: there is nothing to propose
                 break
-            confidences.append(probability(logits, tokens[-1], params.temperature))
+            confidences.append(confidence(logits, choice, tokens[-1]))
         return tuple(tokens), tuple(confidences)
 
     def _rows(self, state: Tensor, next_tokens: Sequence[int], segment: Segment) -> Tensor:

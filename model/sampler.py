@@ -16,6 +16,8 @@ _PHILOX_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = np.uint64(0xFFFFFFFF)
 _GREEDY_BELOW = 1e-5  # temperatures that would overflow binary32
+_FEW_TOKENS = 256  # up to which a confidence looks at each
+_LEAD_WEIGHT = 0.5
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -50,16 +52,29 @@ def sample(logits: NDArray[np.float32], request: SampleRequest) -> int:
 
     Raises NoTokenError for logits that are NaN or infinite, or if masks leave no token.
     """
-    params = request.params
     scores = _mask(_penalize(_checked(logits), request), request)
     if not (scores > -np.inf).any():
         raise NoTokenError("masked and suppressed tokens leave nothing to sample")
-    if params.temperature < _GREEDY_BELOW:
+    if request.params.temperature < _GREEDY_BELOW:
         return int(np.argmax(scores))
-    scores = scores / np.float32(params.temperature)
-    kept = _filter(scores, params)
-    noise = gumbel_noise(params.seed, request.position, len(scores))
-    return int(kept[np.argmax(scores[kept] + noise[kept])])
+    kept, drawn = _draw(scores, request)
+    return int(kept[np.argmax(drawn)])
+
+
+def confidence(logits: NDArray[np.float32], request: SampleRequest, token_id: int) -> float:
+    """How sure a draft with these logits is that the target's `sample` gives `token_id`, as it would itself.
+
+    Its probability where nothing is drawn, or from very many tokens. Else, as the target draws with the same
+    noise, the lead over the others counts: 1 / sum(exp((z - max z) / 2)) over values z with their noise.
+    """
+    temperature = request.params.temperature
+    if temperature >= _GREEDY_BELOW:
+        _, drawn = _draw(logits, request)
+        if len(drawn) <= _FEW_TOKENS:
+            return float(1 / np.exp((drawn - drawn.max()).astype(np.float64) * _LEAD_WEIGHT).sum())
+    values = logits.astype(np.float64) / (1.0 if temperature < _GREEDY_BELOW else temperature)
+    weights = np.exp(values - values.max())
+    return float(weights[token_id] / weights.sum())
 
 
 def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprobs:
@@ -71,11 +86,14 @@ def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> 
     return TokenLogprobs(token_id, float(values[token_id]), tuple((int(i), float(values[i])) for i in top))
 
 
-def probability(logits: NDArray[np.float32], token_id: int, temperature: float) -> float:
-    """Of `token_id` at `temperature`, at 1 if that means greedy, in binary64."""
-    values = logits.astype(np.float64) / (1.0 if temperature < _GREEDY_BELOW else temperature)
-    weights = np.exp(values - values.max())
-    return float(weights[token_id] / weights.sum())
+def _draw(
+    scores: NDArray[np.float32], request: SampleRequest
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ids that may be drawn from adjusted logits, and their values with the noise: the largest wins."""
+    scores = scores / np.float32(request.params.temperature)
+    kept = _filter(scores, request.params)
+    noise = gumbel_noise(request.params.seed, request.position, len(scores))
+    return kept, scores[kept] + noise[kept]
 
 
 def _checked(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -69,5 +69,5 @@ class SliceOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per accepted token, if asked for
     target_logprobs: tuple[TokenLogprobs, ...] = ()  # one per logprob target
     proposed: tuple[int, ...] = ()  # what the draft model expects after token_ids[-1]
-    confidences: tuple[float, ...] = ()  # its probability of each, at the request's temperature or, greedy, 1
+    confidences: tuple[float, ...] = ()  # how sure it is of each, 0 .. 1 (sampler.confidence)
     features: NDArray[np.float32] | None = None  # [len(token_ids of the slice), features asked for, hidden]

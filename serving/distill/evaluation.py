@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flashlet.model.draft_module import DraftModule
+from flashlet.model.draft_transformer import SHARPER
 from flashlet.serving.distill.target import TargetParts
 from flashlet.serving.distill.windows import Batch, Window, batches
 
@@ -118,7 +119,8 @@ def _right(
         wanted = index_of[batch.tokens[index, (batch.rows + step + 2).clamp(max=last)]]
         if expected is not None:
             own = expected[index, (batch.rows + step + 1).clamp(max=last - 1)] / temperature
-            logits = logits / temperature + _posterior_noise(own, wanted.clamp(min=0), generator)
+            noise = _posterior_noise(own, wanted.clamp(min=0), generator)
+            logits = logits / (temperature * float(SHARPER)) + noise
         right.append(logits.argmax(-1) == wanted)
     return torch.stack(right, dim=-1)
 

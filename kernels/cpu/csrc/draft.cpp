@@ -8,6 +8,7 @@ namespace flashlet {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr float kSharper = 0.8f;  // a draft that is not sure what the target believes is right more often so
 constexpr double kLeastShare = 1e-3;  // of the likeliest token's probability, for a token that may be drawn
 
 int fused_width(const DraftModel& model) {
@@ -133,7 +134,7 @@ void Draft::add_proposal(int index, int num_tokens) {
     Slice& slice = plan_->slices[static_cast<size_t>(index)];
     const LogitRow& sampled = plan_->sample(slice, plan_->accepted(slice));
     SampleParams params;
-    params.temperature = sampled.params->temperature;
+    params.temperature = sampled.params->temperature * kSharper;
     params.top_k = sampled.params->top_k;
     params.top_p = sampled.params->top_p;
     params.min_p = std::max(sampled.params->min_p, kLeastShare);
@@ -213,24 +214,16 @@ void Draft::choose(Worker& worker, int rows) {
 // One more token, unless the logits are not numbers.
 void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const {
     std::fill(logits + weights_.num_outputs, logits + logit_stride_, kNever);
-    const int32_t chosen = worker.draft_sampler->sample(logits, proposal.params);
+    const auto [chosen, confidence] = worker.draft_sampler->guess(logits, proposal.params);
     proposal.stopped = chosen < 0;
     if (proposal.stopped) return;
     const auto at = static_cast<size_t>(slice.num_drafted++);
     slice.drafted[at] = weights_.vocab_ids[chosen];
-    slice.confidences[at] = confidence(logits, chosen, proposal.params.temperature);
-    proposal.confidence *= slice.confidences[at];
+    slice.confidences[at] = confidence;
+    proposal.confidence *= confidence;
     proposal.stopped =
         proposal.confidence < slice.draft.least_confidence || slice.num_drafted == proposal.num_tokens;
     ++proposal.params.position;
-}
-
-// Probability of the chosen token at this temperature, at 1 if nothing is drawn.
-float Draft::confidence(const float* logits, int chosen, float temperature) const {
-    if (temperature < kGreedyBelow) temperature = 1.0f;
-    const float top = logits[kernels_.argmax(logits, logit_stride_)];
-    return std::exp((logits[chosen] - top) / temperature) /
-           kernels_.exp_sum(logits, logit_stride_, top, temperature);
 }
 
 }  // namespace flashlet

@@ -61,7 +61,6 @@ class Draft {
     void enter(Worker& worker, int rows);
     void choose(Worker& worker, int rows);
     void propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const;
-    float confidence(const float* logits, int chosen, float temperature) const;
 
     Team& team_;
     const KernelTable& kernels_;

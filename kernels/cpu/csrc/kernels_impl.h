@@ -23,6 +23,7 @@ inline constexpr KernelTable make_table(const char* name) {
             combine,
             embed,
             argmax,
+            collect,
             exp_sum,
             gumbel_argmax,
             gumbel,

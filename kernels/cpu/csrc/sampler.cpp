@@ -8,8 +8,9 @@ namespace flashlet {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr float kStep = 8.0f;       // width of the first window below the maximum: e^-8 of its probability
-constexpr size_t kFewTokens = 256;  // whose noise is made one by one
+constexpr float kStep = 8.0f;        // width of the first window below the maximum: e^-8 of its probability
+constexpr size_t kFewTokens = 256;   // whose noise is made one by one
+constexpr float kLeadWeight = 0.5f;  // of a difference between values with their noise, in a confidence
 constexpr float kWhole = 1e6f * kStep;  // windows wider than this hold everything
 
 bool before(const ScoredToken& a, const ScoredToken& b) {
@@ -24,8 +25,10 @@ Sampler::Sampler(const KernelTable& kernels, int vocab_size, const int32_t* ids)
       vocab_size_(vocab_size),
       padded_(round_up(vocab_size, kLanes)),
       row_(static_cast<size_t>(padded_)),
-      counts_(static_cast<size_t>(vocab_size)) {
+      counts_(static_cast<size_t>(vocab_size)),
+      found_(static_cast<size_t>(padded_)) {
     candidates_.reserve(static_cast<size_t>(vocab_size));
+    drawn_.reserve(kFewTokens);
 }
 
 bool Sampler::valid(const float* logits) const {
@@ -35,6 +38,7 @@ bool Sampler::valid(const float* logits) const {
 }
 
 int32_t Sampler::sample(const float* logits, const SampleParams& params) {
+    drawn_.clear();
     if (!valid(logits)) return -1;
     const bool penalized = params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f ||
                            params.repetition_penalty != 1.0f;
@@ -60,6 +64,7 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params) {
             const int32_t id = ids_ != nullptr ? ids_[token] : token;
             const float noise = kernels_.gumbel(params.seed, position, static_cast<uint32_t>(id));
             const ScoredToken candidate{x + noise, token};
+            drawn_.push_back(candidate.first);
             if (before(candidate, drawn)) drawn = candidate;
         }
         return drawn.second;
@@ -67,6 +72,25 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params) {
     std::fill(row_.begin(), row_.end(), kNever);
     for (const auto& [x, token] : kept) row_[static_cast<size_t>(token)] = x;
     return kernels_.gumbel_argmax(row_.data(), ids_, padded_, 1.0f, params.seed, position);
+}
+
+// Where noise decides, the lead of the chosen token over the others says more than its probability does.
+Sampler::Guess Sampler::guess(const float* logits, const SampleParams& params) {
+    const int32_t token = sample(logits, params);
+    if (token < 0) return {token, 0.0f};
+    if (drawn_.empty()) return {token, probability(logits, token, params.temperature)};
+    const float top = *std::max_element(drawn_.begin(), drawn_.end());
+    float sum = 0.0f;
+    for (const float value : drawn_) sum += std::exp((value - top) * kLeadWeight);
+    return {token, 1.0f / sum};
+}
+
+// At this temperature, at 1 if nothing is drawn.
+float Sampler::probability(const float* logits, int32_t token, float temperature) const {
+    if (temperature < kGreedyBelow) temperature = 1.0f;
+    const float top = logits[kernels_.argmax(logits, padded_)];
+    return std::exp((logits[token] - top) / temperature) /
+           kernels_.exp_sum(logits, padded_, top, temperature);
 }
 
 void Sampler::adjust(const SampleParams& params) {
@@ -106,8 +130,10 @@ void Sampler::adjust(const SampleParams& params) {
 
 std::vector<ScoredToken>& Sampler::candidates_above(const float* x, float threshold) {
     candidates_.clear();
-    for (int i = 0; i < vocab_size_; ++i) {
-        if (x[i] >= threshold && x[i] > kNever) candidates_.emplace_back(x[i], i);
+    const int count = kernels_.collect(x, padded_, std::nextafter(threshold, kNever), found_.data());
+    for (int i = 0; i < count; ++i) {
+        const int32_t token = found_[static_cast<size_t>(i)];
+        candidates_.emplace_back(x[token], token);
     }
     return candidates_;
 }

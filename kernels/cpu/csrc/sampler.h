@@ -47,6 +47,13 @@ class Sampler {
     // possible: everything is masked, or a logit is NaN or +inf.
     int32_t sample(const float* logits, const SampleParams& params);
 
+    // The same, and how sure a draft with these logits is that the target chooses so with the same noise.
+    struct Guess {
+        int32_t token;
+        float confidence;
+    };
+    Guess guess(const float* logits, const SampleParams& params);
+
     // Token -1 where a logit is NaN or +inf.
     Logprobs logprobs(const float* logits, int32_t token, int top);
 
@@ -55,6 +62,7 @@ class Sampler {
     void adjust(const SampleParams& params);
     const std::vector<ScoredToken>& filter(const SampleParams& params);
     static void keep_mass(std::vector<ScoredToken>& tokens, float top, double mass);
+    float probability(const float* logits, int32_t token, float temperature) const;
     std::vector<ScoredToken>& candidates_above(const float* x, float threshold);
     std::vector<ScoredToken>& largest(const float* x, int count);
 
@@ -64,6 +72,8 @@ class Sampler {
     std::vector<float> row_;
     std::vector<int32_t> counts_;
     std::vector<ScoredToken> candidates_;
+    std::vector<int32_t> found_;
+    std::vector<float> drawn_;  // what the last choice was made of: values with their noise, if they were few
 };
 
 }  // namespace flashlet

@@ -47,31 +47,53 @@ inline void gumbel_run(const F32x16* uniform, float* noise) {
 float gumbel(uint64_t seed, uint64_t position, uint32_t token) {
     F32x16 uniform[4];
     uniform_run(seed, position, token / kNoiseRun, uniform);
-    float noise[kNoiseRun];
-    gumbel_run(uniform, noise);
-    return noise[token % kNoiseRun];
+    float lanes[kLanes];
+    store(lanes, gumbel16(uniform[token % 4]));
+    return lanes[token % kNoiseRun / 4];
 }
 
 int argmax(const float* x, int n) {
     F32x16 top = splat(-__builtin_inff());
     for (int i = 0; i < n; i += kLanes) top = max(load(x + i), top);
     const float largest = fold_max(top);
-    for (int i = 0; i < n; ++i) {
-        if (x[i] == largest && largest > -__builtin_inff()) return i;
+    if (!(largest > -__builtin_inff())) return -1;
+    for (int i = 0; i < n; i += kLanes) {
+        // Only equal numbers differ by less than the smallest of all.
+        if (!any_greater(splat(__FLT_DENORM_MIN__), sub(splat(largest), load(x + i)))) continue;
+        for (int j = i; j < i + kLanes; ++j) {
+            if (x[j] == largest) return j;
+        }
     }
     return -1;
 }
 
-inline constexpr float kMaxNoise = 16.7f;    // -log(-log(1 - 2^-24)) = 16.64
-inline constexpr float kNoiseSlack = 1e-3f;  // the logarithm is only nearly monotonic
-
-// Whether x / temperature + noise exceeds `least` for some of n values, with noise up to `most`.
-inline bool any_reaches(const float* x, int n, float temperature, float most, float least) {
+int collect(const float* x, int n, float above, int32_t* found) {
+    int count = 0;
     for (int i = 0; i < n; i += kLanes) {
-        const F32x16 scaled = div(load(x + i), splat(temperature));
-        if (any_greater(add(scaled, splat(most)), splat(least))) return true;
+        if (!any_greater(load(x + i), splat(above))) continue;
+        for (int j = i; j < i + kLanes; ++j) {
+            if (x[j] > above) found[count++] = j;
+        }
     }
-    return false;
+    return count;
+}
+
+inline constexpr float kMaxNoise = 16.7f;  // -log(-log(1 - 2^-24)) = 16.64
+
+// At most this much noise comes of a random number u: -log(-log(u)) <= -log(1 - u), whose integer logarithm
+// is cheap.
+inline float most_noise(float u) {
+    const float rest = 1.0f - u;
+    int32_t word;
+    __builtin_memcpy(&word, &rest, sizeof word);
+    constexpr float kSlack = 1e-3f;  // the logarithm of the noise itself is only nearly exact
+    return static_cast<float>(127 - (word >> 23)) * 0.693148f + kSlack;
+}
+
+// Values of x up to here cannot reach `best` after division by the temperature, with noise up to `most`. The
+// margin is wider than all rounding on the way.
+inline float out_of_reach(float best, float most, float temperature) {
+    return (best - most - (__builtin_fabsf(best) + most) * 0x1p-20f) * temperature;
 }
 
 int gumbel_argmax_of(const float* x, const int32_t* ids, int n, float temperature, uint64_t seed,
@@ -80,7 +102,7 @@ int gumbel_argmax_of(const float* x, const int32_t* ids, int n, float temperatur
     float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(ids[best]));
     alignas(64) float noise[kNoiseRun];
     for (int i = 0; i < n; i += kLanes) {
-        if (!any_reaches(x + i, kLanes, temperature, kMaxNoise, best_value)) continue;
+        if (!any_greater(load(x + i), splat(out_of_reach(best_value, kMaxNoise, temperature)))) continue;
         for (int j = i; j < i + kLanes; ++j) {
             if (!(x[j] / temperature + kMaxNoise > best_value)) continue;
             if (run != ids[j] / kNoiseRun) {
@@ -106,13 +128,14 @@ int gumbel_argmax(const float* x, const int32_t* ids, int n, float temperature, 
     float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(best));
     for (int i = 0; i < n; i += kNoiseRun) {
         const int count = n - i < kNoiseRun ? n - i : kNoiseRun;
-        if (!any_reaches(x + i, count, temperature, kMaxNoise, best_value)) continue;
+        F32x16 largest = load(x + i);
+        for (int j = kLanes; j < count; j += kLanes) largest = max(load(x + i + j), largest);
+        if (!any_greater(largest, splat(out_of_reach(best_value, kMaxNoise, temperature)))) continue;
         F32x16 uniform[4];
         uniform_run(seed, position, static_cast<uint32_t>(i / kNoiseRun), uniform);
-        // Logarithms are dear: most runs end with the noise of their largest number.
-        float most[kLanes];
-        store(most, gumbel16(splat(fold_max(max(max(uniform[0], uniform[1]), max(uniform[2], uniform[3]))))));
-        if (!any_reaches(x + i, count, temperature, most[0] + kNoiseSlack, best_value)) continue;
+        // Logarithms are dear: most runs end with what their largest number can give.
+        const float u = fold_max(max(max(uniform[0], uniform[1]), max(uniform[2], uniform[3])));
+        if (!any_greater(largest, splat(out_of_reach(best_value, most_noise(u), temperature)))) continue;
         alignas(64) float noise[kNoiseRun];
         gumbel_run(uniform, noise);
         for (int j = 0; j < count; ++j) {

@@ -29,7 +29,7 @@ struct Slice {
     bool sampled = false;
     DraftOrder draft;
     std::array<int32_t, kMaxDraftTokens> drafted{};    // out
-    std::array<float, kMaxDraftTokens> confidences{};  // out: the draft's probabilities of them
+    std::array<float, kMaxDraftTokens> confidences{};  // out: how sure the draft is of them
     int num_drafted = 0;                               // out
 
     int known() const { return rows - proposed; }
