@@ -131,6 +131,25 @@ TEST(argmax_takes_the_first_of_equals) {
     }
 }
 
+TEST(collect_finds_all_above) {
+    Random random(8);
+    for (int round = 0; round < 100; ++round) {
+        std::vector<float> x = random.floats(static_cast<size_t>(random.integer(1, 9) * kLanes));
+        for (float& value : x) value = random.integer(0, 20) == 0 ? -kInfinity : std::floor(value * 8.0f);
+        const float above = round % 10 == 0 ? -kInfinity : x[0];
+        std::vector<int32_t> expected;
+        for (size_t i = 0; i < x.size(); ++i) {
+            if (x[i] > above) expected.push_back(static_cast<int32_t>(i));
+        }
+        for (const KernelTable* kernels : available_kernels()) {
+            std::vector<int32_t> found(x.size());
+            found.resize(static_cast<size_t>(
+                kernels->collect(x.data(), static_cast<int>(x.size()), above, found.data())));
+            CHECK(found == expected, "(%s, round %d)", kernels->name, round);
+        }
+    }
+}
+
 TEST(exp_sum_leaves_out_masked_entries) {
     Random random(6);
     for (const float temperature : {0.1f, 1.0f, 1.7f}) {
@@ -155,9 +174,10 @@ TEST(gumbel_noise_skips_nothing) {
     for (int id = 0; ids.size() < kCount; ++id) {
         if (random.integer(0, 3) == 0) ids.push_back(id);
     }
-    for (int round = 0; round < 50; ++round) {
+    for (int round = 0; round < 100; ++round) {
         const float spread = random.uniform(0.1f, 30.0f), temperature = random.uniform(0.05f, 2.0f);
-        std::vector<float> x = random.floats(kCount, -spread, spread);
+        const float middle = round % 3 == 0 ? random.uniform(-1e5f, 1e5f) : 0.0f;
+        std::vector<float> x = random.floats(kCount, middle - spread, middle + spread);
         for (int i = 0; i < 100; ++i) x[static_cast<size_t>(random.integer(0, kCount - 1))] = -kInfinity;
         const uint64_t seed = random.next(), position = random.next() >> random.integer(0, 63);
         const int32_t* tokens = round % 2 == 0 ? nullptr : ids.data();

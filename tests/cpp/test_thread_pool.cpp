@@ -43,6 +43,17 @@ TEST(pool_barrier_separates_stages) {
     }
 }
 
+// Whoever waits works on something else meanwhile, and no longer than that lasts.
+TEST(pool_barrier_lends_waiting_threads) {
+    ThreadPool pool(3);
+    int calls[3] = {};
+    pool.run([&](int index) {
+        if (index == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        pool.barrier([&] { return ++calls[index] < 5; });
+    });
+    CHECK(calls[0] == 5 && calls[1] == 0 && calls[2] == 5, "(%d %d %d)", calls[0], calls[1], calls[2]);
+}
+
 TEST(pool_wakes_parked_threads) {
     ThreadPool pool(3);
     int calls[3] = {};
