@@ -1,5 +1,6 @@
 // The thread pool: every thread runs every job, barriers separate what they should, chunks are handed out
 // once.
+#include <atomic>
 #include <chrono>
 #include <numeric>
 #include <thread>
@@ -47,9 +48,14 @@ TEST(pool_barrier_separates_stages) {
 TEST(pool_barrier_lends_waiting_threads) {
     ThreadPool pool(3);
     int calls[3] = {};
+    std::atomic<int> idle{0};
     pool.run([&](int index) {
-        if (index == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
-        pool.barrier([&] { return ++calls[index] < 5; });
+        while (index == 1 && idle.load() < 2) std::this_thread::yield();
+        pool.barrier([&] {
+            if (++calls[index] < 5) return true;
+            ++idle;
+            return false;
+        });
     });
     CHECK(calls[0] == 5 && calls[1] == 0 && calls[2] == 5, "(%d %d %d)", calls[0], calls[1], calls[2]);
 }
