@@ -81,7 +81,7 @@ class NativeExecutor:
             )
         except MemoryError:
             size = self._num_blocks * per_block
-            raise OutOfMemoryError(f"KV cache: {size} bytes could not be allocated") from None
+            raise OutOfMemoryError(f"weights and a KV cache of {size} bytes could not be allocated") from None
         parts = [self._model.isa, f"{self._model.threads} threads", f"{options.kv_dtype} KV"]
         if options.draft:
             parts.append(f"draft {options.draft.stem}")

@@ -64,7 +64,7 @@ class SafetensorsFile:
                     f"{path.name}: expected a safetensors header of 2 to {max(most, 2)} bytes, found {length}"
                 )
             header = stream.read(length)
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map: mmap.mmap | None = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.data_start = 8 + length
         self.metadata, self.tensors = _parse_header(path.name, header)
         _check_layout(path.name, self.tensors, size - self.data_start)
@@ -97,12 +97,13 @@ class SafetensorsFile:
 
     def drop_pages(self) -> None:
         """Take the file's pages out of this process's memory; arrays read them again where they are used."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Let go of the mapping; it ends when the last array over it does."""
         self._bytes = np.empty(0, np.uint8)
-        del self._map
+        self._map = None
 
 
 def encode_header(

@@ -19,7 +19,7 @@ class SequenceDraft:
 
     def __init__(self, by_position: Acceptance, by_confidence: Acceptance, by_match: Acceptance) -> None:
         self.by_position = by_position  # of the draft model's proposals, where it stops early as well
-        self.by_confidence = by_confidence  # of the same, by the draft model's own probability of each
+        self.by_confidence = by_confidence  # of the same, by how sure the draft model is of each
         self.by_match = by_match  # of the n-grams', by length of the match
         self.index = NgramIndex()
         self.match: Match | None = None  # what the n-grams say about the tokens of this step

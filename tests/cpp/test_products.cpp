@@ -1,5 +1,6 @@
 // Matrix products: every instruction set against the literal definition, bit for bit.
 #include <algorithm>
+#include <limits>
 
 #include "check.h"
 #include "data.h"
@@ -172,6 +173,23 @@ TEST(rows_are_quantized_to_the_nearest_integer) {
                 CHECK(static_cast<int>(found[i]) == expected.q[i], "(%s, round %d, %zu: %f)", kernels->name,
                       round, i, static_cast<double>(found[i]));
             }
+        }
+    }
+}
+
+// Not a number, or too large for one: the whole row says so, and no other.
+TEST(rows_that_are_not_numbers_show) {
+    Random random(6);
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        const Matrix w = random_matrix(random, 32, 3 * kGroup);
+        std::vector<float> x = random.floats(2 * 3 * kGroup);
+        x[3 * kGroup + 40] = bad;
+        for (const KernelTable* kernels : available_kernels()) {
+            const std::vector<float> out =
+                product(*kernels, w, x, 2, Epilogue::kStore, std::vector<float>(64));
+            for (size_t i = 0; i < out.size(); ++i)
+                CHECK(std::isnan(out[i]) == (i >= 32), "(%s, %zu)", kernels->name, i);
         }
     }
 }

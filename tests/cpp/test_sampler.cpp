@@ -181,6 +181,22 @@ TEST(nothing_is_chosen_where_nothing_may_be) {
     CHECK(sample(*portable_kernels(), std::vector<float>(40, 1.0f), params) == 35);
 }
 
+// Divided by the temperature they are infinite.
+TEST(huge_logits_are_sampled) {
+    for (const KernelTable* kernels : available_kernels()) {
+        Sampler sampler(*kernels, 20);
+        std::vector<float> logits(32, kNever);
+        for (size_t i = 0; i < 20; ++i) logits[i] = -1.0f;
+        logits[7] = logits[11] = 4e34f;
+        SampleParams params;
+        params.temperature = 1e-5f;
+        CHECK(sampler.sample(logits.data(), params) == 7, "(%s)", kernels->name);
+        params.top_p = 0.9;
+        const int32_t filtered = sampler.sample(logits.data(), params);
+        CHECK(filtered == 7 || filtered == 11, "(%s: %d)", kernels->name, filtered);
+    }
+}
+
 TEST(frequencies_follow_the_distribution) {
     const std::vector<float> logits = {0.0f, 1.0f, 2.0f, -1.0f};
     double total = 0.0;

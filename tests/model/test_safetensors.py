@@ -41,6 +41,19 @@ def test_stored_arrays_are_read_only_views(tmp_path):
         array[0] = 1
 
 
+def test_arrays_outlive_their_pages_and_the_file_object(tmp_path):
+    values = np.arange(50_000, dtype=np.float32)
+    save_file({"t": values}, tmp_path / "f")
+    file = SafetensorsFile(tmp_path / "f")
+    array = file.array("t")
+    file.drop_pages()
+    np.testing.assert_array_equal(array, values)
+    file.close()
+    file.close()
+    file.drop_pages()
+    np.testing.assert_array_equal(array, values)
+
+
 def test_other_types_are_named(tmp_path):
     save_file({"t": np.ones(3, np.int64)}, tmp_path / "f")
     with pytest.raises(UnsupportedModelError, match="I64"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flashlet.model.sampler import gumbel_noise, philox4x32, sample, token_logprobs
+from flashlet.model.sampler import confidence, gumbel_noise, philox4x32, sample, token_logprobs
 from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
 
 
@@ -161,3 +161,24 @@ def test_token_logprobs_are_the_log_softmax_of_raw_logits() -> None:
     assert [logprob for _, logprob in result.top] == pytest.approx(np.log([0.4, 0.4, 0.1]), abs=1e-6)
     assert token_logprobs(_logits(1, 2), 1, 0).top == ()
     assert len(token_logprobs(_logits(1, 2), 1, 9).top) == 2
+
+
+def test_confidence_of_a_greedy_guess_is_its_probability() -> None:
+    assert confidence(_logits(0, np.log(3)), _request(temperature=0), 1) == pytest.approx(0.75)
+
+
+def test_confidence_of_a_drawn_guess_is_its_lead() -> None:
+    """The same logits: sure where the noise agrees, unsure where it nearly chose another token."""
+    logits, found = _logits(0.5, 0, -30), []
+    for position in range(50):
+        request = _request(position, temperature=0.5, min_p=1e-3, seed=9)
+        noise = gumbel_noise(9, position, 3)
+        lead = abs((1.0 + float(noise[0])) - float(noise[1]))
+        found.append(confidence(logits, request, sample(logits, request)))
+        assert found[-1] == pytest.approx(1 / (1 + np.exp(-lead / 2)), rel=1e-5)
+    assert min(found) < 0.6 < 0.8 < max(found)
+
+
+def test_confidence_among_very_many_tokens_is_the_probability() -> None:
+    logits = np.zeros(400, np.float32)
+    assert confidence(logits, _request(temperature=0.7), 3) == pytest.approx(1 / 400)

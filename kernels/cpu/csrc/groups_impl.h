@@ -90,10 +90,7 @@ struct QuadGroups {
                 store_int8(bytes + kLow + half, sub(q, shift_left_7(high)));
                 sum = add(sum, q);
             }
-            const float total = fold_add(to_float(sum));  // exact: integers below 2^17
-            const bool finite =
-                __builtin_fabsf(total) <= kGroup * kMaxQuantized;  // else the scale is a NaN too
-            const int32_t rest = finite ? -128 * static_cast<int32_t>(total) : 0;
+            const int32_t rest = -128 * static_cast<int32_t>(fold_add(to_float(sum)));  // exact: below 2^17
             __builtin_memcpy(bytes + kRest, &rest, sizeof rest);
         }
         return step_of(largest);

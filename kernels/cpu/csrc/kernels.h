@@ -16,7 +16,8 @@ inline constexpr int kSpan = 8;      // KV blocks whose attention is summed up o
 inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel serves, on any instruction set
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
 
-// One group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16 outputs][2 inputs].
+// In the weight file, one group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16
+// outputs][2 inputs].
 inline constexpr int kScaleBytes = kLanes * 2;
 inline constexpr int kCellBytes = kScaleBytes + kGroup * kLanes;
 
@@ -24,7 +25,7 @@ static constexpr int round_up(int value, int multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-// A weight matrix of int8 groups in panels of 16 outputs; the file that the bytes are mapped from owns them.
+// A weight matrix of int8 groups in panels of 16 outputs; the weight file or a WeightArena owns the bytes.
 struct PackedMatrix {
     const uint8_t* cells = nullptr;  // [panels][groups][kCellBytes]
     const float* bias = nullptr;     // [panels * 16] or null

@@ -39,7 +39,8 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
       team_(kernels, team_limits(shape, limits, draft)),
       weights_(arena_.take(team_, weights)),
       kv_pool_(block_bytes_ * (static_cast<size_t>(limits.num_blocks) +
-                               (draft != nullptr ? static_cast<size_t>(limits.max_slices) : size_t{0}))),
+                               (draft != nullptr ? static_cast<size_t>(limits.max_slices) : size_t{0})),
+               false),
       decoder_(team_, shape, weights_, weights_.head, {kv_pool_.data(), block_bytes_, limits.kv_format},
                limits.max_rows) {
     residual_.resize(static_cast<size_t>(limits.max_rows) * static_cast<size_t>(hidden_));

@@ -12,9 +12,9 @@ constexpr size_t kHugePage = size_t{1} << 21;
 
 }  // namespace
 
-Pages::Pages(size_t bytes) : mapped_(bytes + kHugePage), bytes_(bytes) {
-    mapping_ =
-        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+Pages::Pages(size_t bytes, bool reserved) : mapped_(bytes + kHugePage), bytes_(bytes) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (reserved ? 0 : MAP_NORESERVE);
+    mapping_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (mapping_ == MAP_FAILED) throw std::bad_alloc();
     const auto address = reinterpret_cast<uintptr_t>(mapping_);
     data_ = static_cast<uint8_t*>(mapping_) + (kHugePage - address % kHugePage) % kHugePage;
@@ -32,7 +32,7 @@ Pages& Pages::operator=(Pages&& other) noexcept {
 }
 
 Pages::~Pages() {
-    if (mapped_ > 0 && mapping_ != MAP_FAILED) munmap(mapping_, mapped_);
+    if (mapped_ > 0) munmap(mapping_, mapped_);
 }
 
 }  // namespace flashlet

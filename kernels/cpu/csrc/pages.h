@@ -11,7 +11,8 @@ namespace flashlet {
 class Pages {
   public:
     Pages() = default;
-    explicit Pages(size_t bytes);  // throws std::bad_alloc
+    // `reserved`: all of it will be used, so that too much fails here. Throws std::bad_alloc.
+    Pages(size_t bytes, bool reserved);
     Pages(Pages&& other) noexcept;
     Pages& operator=(Pages&& other) noexcept;
     ~Pages();

@@ -58,8 +58,8 @@ int argmax(const float* x, int n) {
     const float largest = fold_max(top);
     if (!(largest > -__builtin_inff())) return -1;
     for (int i = 0; i < n; i += kLanes) {
-        // Only equal numbers differ by less than the smallest of all.
-        if (!any_greater(splat(__FLT_DENORM_MIN__), sub(splat(largest), load(x + i)))) continue;
+        const F32x16 candidate = select_less(load(x + i), splat(largest), splat(0.0f), splat(1.0f));
+        if (!any_greater(candidate, splat(0.0f))) continue;
         for (int j = i; j < i + kLanes; ++j) {
             if (x[j] == largest) return j;
         }
@@ -93,6 +93,7 @@ inline float most_noise(float u) {
 // Values of x up to here cannot reach `best` after division by the temperature, with noise up to `most`. The
 // margin is wider than all rounding on the way.
 inline float out_of_reach(float best, float most, float temperature) {
+    if (!(best < __builtin_inff())) return -__builtin_inff();
     return (best - most - (__builtin_fabsf(best) + most) * 0x1p-20f) * temperature;
 }
 
@@ -104,7 +105,7 @@ int gumbel_argmax_of(const float* x, const int32_t* ids, int n, float temperatur
     for (int i = 0; i < n; i += kLanes) {
         if (!any_greater(load(x + i), splat(out_of_reach(best_value, kMaxNoise, temperature)))) continue;
         for (int j = i; j < i + kLanes; ++j) {
-            if (!(x[j] / temperature + kMaxNoise > best_value)) continue;
+            if (!(x[j] / temperature + kMaxNoise >= best_value)) continue;
             if (run != ids[j] / kNoiseRun) {
                 run = ids[j] / kNoiseRun;
                 F32x16 uniform[4];

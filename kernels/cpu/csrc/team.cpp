@@ -46,7 +46,7 @@ void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     if (next != nullptr && next->cells != nullptr) {
         const int panel = part_begin(next->panels, chunk_of(*next), worker.index, pool_.size());
         line = next->cells + static_cast<size_t>(panel) * next->panel_bytes();
-        end = std::min(line + kHeadStart, next->cells + next->bytes());
+        end = line + std::min(kHeadStart, static_cast<size_t>(next->cells + next->bytes() - line));
     }
     pool_.barrier([&] {
         for (int i = 0; i < 4 && line < end; ++i, line += kLine) __builtin_prefetch(line, 0, 2);
@@ -63,7 +63,7 @@ void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
 // for each thread, if that can be.
 int Team::chunk_of(const PackedMatrix& w) const {
     const int largest = std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
-    for (int chunk = largest; chunk > 0; chunk -= 2) {
+    for (int chunk = largest; 2 * chunk >= largest; chunk -= 2) {
         if (w.panels % (chunk * pool_.size()) == 0) return chunk;
     }
     return largest;

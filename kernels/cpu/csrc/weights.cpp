@@ -1,34 +1,47 @@
 #include "weights.h"
 
+#include <algorithm>
+
 namespace flashlet {
 namespace {
 
 constexpr size_t kAlignment = 64;  // a cache line
+constexpr int kPanels = 64;        // copied at once by a thread
 
 size_t padded_bytes(const PackedMatrix& w) { return (w.bytes() + kAlignment - 1) / kAlignment * kAlignment; }
+
+struct Part {
+    const uint8_t* panels;
+    int count, groups;
+    uint8_t* place;
+};
 
 }  // namespace
 
 void WeightArena::copy(Team& team, const std::vector<PackedMatrix*>& matrices) {
     size_t total = 0;
     for (const PackedMatrix* w : matrices) total += padded_bytes(*w);
-    pages_ = Pages(total);
-    std::vector<uint8_t*> places;
+    pages_ = Pages(total, true);
+    std::vector<Part> parts;
     uint8_t* place = pages_.data();
-    for (const PackedMatrix* w : matrices) {
-        places.push_back(place);
+    for (PackedMatrix* w : matrices) {
+        for (int panel = 0; panel < w->panels; panel += kPanels) {
+            const size_t at = static_cast<size_t>(panel) * w->panel_bytes();
+            parts.push_back({w->cells + at, std::min(kPanels, w->panels - panel), w->groups, place + at});
+        }
+        w->cells = place;
         place += padded_bytes(*w);
     }
     team.run([&](Worker& worker) {
-        team.each(worker, static_cast<int>(matrices.size()), 1, [&](int begin, int end) {
+        team.each(worker, static_cast<int>(parts.size()), 1, [&](int begin, int end) {
             for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-                const PackedMatrix& w = *matrices[i];
-                for (size_t at = 0; at < w.bytes(); at += w.panel_bytes())
-                    team.kernels().arrange_panel(w.cells + at, w.groups, places[i] + at);
+                const Part& part = parts[i];
+                const size_t bytes = static_cast<size_t>(part.groups) * kCellBytes;
+                for (size_t at = 0; at < static_cast<size_t>(part.count) * bytes; at += bytes)
+                    team.kernels().arrange_panel(part.panels + at, part.groups, part.place + at);
             }
         });
     });
-    for (size_t i = 0; i < matrices.size(); ++i) matrices[i]->cells = places[i];
 }
 
 }  // namespace flashlet
