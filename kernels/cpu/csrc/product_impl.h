@@ -7,7 +7,7 @@ namespace flashlet::FLASHLET_ISA {
 
 // The out-of-order window holds only some 4 KiB of cells, too little to cover the latency of memory: asking
 // for the lines this far ahead doubled the speed of a single row.
-inline constexpr int kPrefetchDistance = 8192;
+inline constexpr int kPrefetchDistance = 16384;
 
 // out[r] = (rows of x) . (one panel), scaled and biased.
 template <class Format, int Rows>
