@@ -29,10 +29,13 @@ class Comparison:
         return statistics.median(values) if values else None
 
     def advantage(self, scenario: str, metric: str, other: str) -> float | None:
-        """How many times better the first contender is than `other`: median of the ratios round by round."""
+        """How many times better the first contender is than `other`: median of the ratios round by round.
+
+        None without pairs, or where something took no time, as gaps do between tokens that come together.
+        """
         row = self.samples[scenario][metric]
         pairs = list(zip(row.get(self.contenders[0], ()), row.get(other, ()), strict=False))
-        if not pairs:
+        if not pairs or not all(ours > 0 and theirs > 0 for ours, theirs in pairs):
             return None
         if metric.startswith(_HIGHER_IS_BETTER):
             return statistics.median(ours / theirs for ours, theirs in pairs)

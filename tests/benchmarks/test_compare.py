@@ -151,6 +151,15 @@ def test_advantage_is_better_whichever_way_is_better() -> None:
     assert "| load | tokens/s | 12.0 | 5.00 | 3.00x |" in comparison.markdown()
 
 
+def test_what_took_no_time_has_no_ratio() -> None:
+    """Tokens that come together have no gap between them."""
+    comparison = Comparison(("a", "b"))
+    comparison.add("load", "a", {"gap, ms": 0.0})
+    comparison.add("load", "b", {"gap, ms": 3.0})
+    assert comparison.advantage("load", "gap, ms", "b") is None
+    assert "| gap, ms | 0.00 | 3.00 |  |" in comparison.markdown()
+
+
 def test_whole_run_against_two_servers(tiny_model_path: Path, tmp_path: Path) -> None:
     with running(ToyServer()) as ours, running(ToyServer(pause_at=20)) as theirs:
         command = [sys.executable, ROOT / "benchmarks" / "compare.py", tiny_model_path]
