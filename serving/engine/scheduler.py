@@ -201,7 +201,11 @@ class Scheduler:
         may_propose = first <= 0 or not self.budget.is_hasty
         for part in plan.parts:
             part.may_propose = may_propose and part.sequence.request.priority == first
-        drafter.plan(plan.parts, self.config.max_step_tokens - plan.num_rows)
+        room = self.config.max_step_tokens - plan.num_rows
+        if any(not part.decodes for part in plan.parts):
+            # All streams wait for the whole of such a step, which is long already.
+            room = min(room, self.config.prefill_chunk // 4)
+        drafter.plan(plan.parts, room)
         for part in plan.parts:
             if part.proposed:
                 part.proposed = part.proposed[: self.blocks.num_spare_slots(part.sequence)]

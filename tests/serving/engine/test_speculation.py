@@ -101,6 +101,23 @@ def test_proposals_never_preempt(toy: SimpleNamespace, speculating: Speculating)
     assert engine.stats().preemptions == 0
 
 
+def test_few_proposals_come_along_with_a_prompt(toy: SimpleNamespace, speculating: Speculating) -> None:
+    """Everybody waits for such a step: a quarter of a chunk is the most that may lengthen it."""
+    executor = toy.Executor(max_draft_tokens=7, accuracy=1.0)
+    engine = speculating(toy.engine(executor, draft="auto", prefill_chunk=8, max_step_tokens=64))
+    for start in (b"abcd", b"efgh", b"ijkl"):
+        engine.submit(request(start, 90))
+    for _ in range(6):
+        engine.step()
+    engine.submit(request(bytes(range(60, 120)), 2))
+    executor.steps.clear()
+    for _ in range(6):
+        engine.step()
+    beside = [sum(len(piece.proposed) for piece in step.slices) for step in executor.steps]
+    assert all(any(len(piece.token_ids) > 1 for piece in step.slices) for step in executor.steps)
+    assert max(beside) == 2
+
+
 def test_requests_choose_who_drafts(toy: SimpleNamespace, speculating: Speculating) -> None:
     for chosen in ("none", "ngram", "auto"):
         executor = toy.Executor(max_draft_tokens=3, accuracy=1.0)
