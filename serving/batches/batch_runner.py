@@ -72,10 +72,12 @@ class BatchRunner:
                 logger.exception("batches: trying again in %g s", RETRY)
                 await asyncio.sleep(RETRY)
                 continue
+            # Not wait_for(): before Python 3.12 it forgets a cancellation that comes together with the event.
+            timer = asyncio.get_running_loop().call_later(delay, self._store.changed.set)
             try:
-                await asyncio.wait_for(self._store.changed.wait(), delay)
-            except asyncio.TimeoutError:
-                continue
+                await self._store.changed.wait()
+            finally:
+                timer.cancel()
 
     async def _turn(self) -> float:
         """Do what can be done; returns the seconds until something may have changed by itself."""
