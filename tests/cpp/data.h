@@ -47,12 +47,15 @@ struct Matrix {
     std::vector<uint8_t> cells;
     std::vector<float> bias;
     int panels, groups;
+    WeightFormat format = WeightFormat::kInt8;
 
     Matrix(int panel_count, int group_count)
         : cells(static_cast<size_t>(panel_count * group_count * kCellBytes)),
           panels(panel_count),
           groups(group_count) {}
-    PackedMatrix view() const { return {cells.data(), bias.empty() ? nullptr : bias.data(), panels, groups}; }
+    PackedMatrix view() const {
+        return {cells.data(), bias.empty() ? nullptr : bias.data(), panels, groups, format};
+    }
     size_t cell(int output, int input) const {
         return static_cast<size_t>((output / kLanes * groups + input / kGroup) * kCellBytes);
     }

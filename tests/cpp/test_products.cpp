@@ -33,9 +33,22 @@ struct Rows {
 // The matrix as `matmul` wants it.
 Matrix arranged(const KernelTable& kernels, const Matrix& w) {
     Matrix result = w;
-    const size_t panel = w.view().panel_bytes();
-    for (size_t at = 0; at < w.cells.size(); at += panel)
-        kernels.arrange_panel(w.cells.data() + at, w.groups, result.cells.data() + at);
+    kernels.arrange(w.view(), result.cells.data());
+    return result;
+}
+
+// The same weights, which are -8 to 7, in cells of half the size.
+Matrix halved(const Matrix& w) {
+    Matrix result = w;
+    result.format = WeightFormat::kInt4;
+    result.cells.clear();
+    for (auto cell = w.cells.begin(); cell != w.cells.end(); cell += kCellBytes) {
+        const auto weights = cell + kScaleBytes;
+        result.cells.insert(result.cells.end(), cell, weights);
+        for (int i = 0; i < kGroup * kLanes; i += i % (2 * kLanes) == 2 * kLanes - 1 ? 1 + 2 * kLanes : 1)
+            result.cells.push_back(
+                static_cast<uint8_t>((weights[i] + 8) % 16 | (weights[i + 2 * kLanes] + 8) % 16 << 4));
+    }
     return result;
 }
 
@@ -173,6 +186,31 @@ TEST(rows_are_quantized_to_the_nearest_integer) {
                 CHECK(static_cast<int>(found[i]) == expected.q[i], "(%s, round %d, %zu: %f)", kernels->name,
                       round, i, static_cast<double>(found[i]));
             }
+        }
+    }
+}
+
+// Four bits change where weights lie, but no integer and no sum.
+TEST(half_bytes_are_multiplied_like_bytes) {
+    Random random(9);
+    for (int rows = 1; rows <= kMaxTile + 3; ++rows) {
+        const int groups = random.integer(1, 5), panels = 2 * random.integer(1, 4);
+        Matrix w(panels, groups);
+        for (int o = 0; o < panels * kLanes; ++o) {
+            for (int i = 0; i < groups * kGroup; ++i) {
+                w.code(o, i) = static_cast<int8_t>(random.integer(-8, 7));
+                const int sign = random.integer(0, 1) << 15;
+                if (i % kGroup == 0)
+                    w.scale(o, i) = static_cast<uint16_t>(random.integer(0x1800, 0x27ff) | sign);
+            }
+        }
+        const std::vector<float> x = random.floats(static_cast<size_t>(rows * groups * kGroup));
+        for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kGatedSilu}) {
+            const std::vector<float> out(static_cast<size_t>(rows * panels * kLanes));
+            for (const KernelTable* kernels : available_kernels())
+                CHECK(product(*kernels, halved(w), x, rows, epilogue, out) ==
+                          product(*kernels, w, x, rows, epilogue, out),
+                      "(%s, %d rows, %d panels, %d groups)", kernels->name, rows, panels, groups);
         }
     }
 }

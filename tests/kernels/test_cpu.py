@@ -90,6 +90,14 @@ def _matrix(rng: np.random.Generator, outputs: int, inputs: int) -> QuantizedMat
     return QuantizedMatrix(q, scale, inputs)
 
 
+def _matrix_of_4_bits(rng: np.random.Generator, outputs: int, inputs: int) -> QuantizedMatrix:
+    q = rng.integers(-8, 8, (outputs, inputs)).astype(np.int8)
+    scale = np.exp(rng.uniform(-12, 3, (outputs, inputs // 32))) * rng.choice(
+        [-1, 1], (outputs, inputs // 32)
+    )
+    return QuantizedMatrix(q, scale.astype(np.float16), inputs, 4)
+
+
 def _assert_linear(kernels: Kernels, matrix: QuantizedMatrix, x: Floats) -> None:
     expected = reference.linear_int8(
         torch.from_numpy(x),
@@ -112,6 +120,11 @@ def test_linear_in_tiles_of_every_height(kernels: Kernels, rng: np.random.Genera
 )
 def test_linear_of_odd_shapes(kernels: Kernels, rng: np.random.Generator, outputs: int, inputs: int) -> None:
     _assert_linear(kernels, _matrix(rng, outputs, inputs), _wide(rng, 3, inputs))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 17])
+def test_linear_of_4_bits(kernels: Kernels, rng: np.random.Generator, rows: int) -> None:
+    _assert_linear(kernels, _matrix_of_4_bits(rng, 48, 96), _wide(rng, rows, 96))
 
 
 def test_linear_at_the_extremes(kernels: Kernels, rng: np.random.Generator) -> None:

@@ -46,14 +46,16 @@ class Arrays {
         const auto panels = static_cast<size_t>(round_up(rows, kLanes) / kLanes);
         const auto groups = static_cast<size_t>(round_up(inputs, kGroup) / kGroup);
         if (cells.ndim() != 3 || cells.shape(0) != panels || cells.shape(1) != groups ||
-            cells.shape(2) != kCellBytes) {
+            (cells.shape(2) != kCellBytes && cells.shape(2) != kHalfCellBytes)) {
             throw std::invalid_argument(name + ": expected packed shape (" + std::to_string(panels) + ", " +
-                                        std::to_string(groups) + ", " + std::to_string(kCellBytes) + ")");
+                                        std::to_string(groups) + ", " + std::to_string(kCellBytes) + " or " +
+                                        std::to_string(kHalfCellBytes) + ")");
         }
         PackedMatrix matrix;
         matrix.cells = cells.data();
         matrix.panels = static_cast<int>(panels);
         matrix.groups = static_cast<int>(groups);
+        matrix.format = cells.shape(2) == kCellBytes ? WeightFormat::kInt8 : WeightFormat::kInt4;
         if (has(name + "_bias")) matrix.bias = floats(name + "_bias", panels * kLanes);
         return matrix;
     }
@@ -152,6 +154,8 @@ inline ModelWeights read_weights(const ModelShape& shape, Arrays& arrays) {
     ModelWeights weights;
     read_layers(shape, arrays, true, weights);
     weights.embed = arrays.packed("embed", shape.vocab_size, shape.hidden_size);
+    if (weights.embed.format != WeightFormat::kInt8)
+        throw std::invalid_argument("embed: expected int8 weights, got 4-bit ones");
     weights.head =
         arrays.has("head") ? arrays.packed("head", shape.vocab_size, shape.hidden_size) : weights.embed;
     weights.final_norm = arrays.padded("final_norm", static_cast<size_t>(shape.hidden_size));

@@ -45,13 +45,15 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out
 // like to it, and how a group is multiplied. These are the cells of the weight file, whatever their number.
 struct PairGroups {
     static constexpr int kBytes = kCellBytes;
+    static constexpr int kVector = 2 * kLanes;  // bytes of weights that are multiplied at once
+    static constexpr int kZero = 0;             // what a weight of 0 is stored as
+    static constexpr int weights_at(int) { return kScaleBytes; }
+    static constexpr int scales_at(int) { return 0; }
     static constexpr int kRowUnits = kGroup;
     static float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
         return FLASHLET_ISA::quantize(x, n, tile, index, rows);
     }
-    static void arrange(const uint8_t* panel, int groups, uint8_t* out) {
-        __builtin_memcpy(out, panel, static_cast<size_t>(groups) * kBytes);
-    }
+    static void arrange(const uint8_t* cell, int, uint8_t* out) { __builtin_memcpy(out, cell, kBytes); }
     template <int Rows>
     static void multiply(const uint8_t* cell, int, const int16_t* x, F32x16* acc) {
         I32x16 sums[Rows];
@@ -96,16 +98,14 @@ struct QuadGroups {
         return step_of(largest);
     }
 
-    static void arrange(const uint8_t* panel, int groups, uint8_t* out) {
-        for (int g = 0; g < groups; ++g, panel += kBytes, out += kBytes) {
-            __builtin_memcpy(out + scales_at(g), panel, kScaleBytes);
-            const uint8_t* pairs = panel + kScaleBytes;
-            uint8_t* quads = out + weights_at(g);
-            for (int k = 0; k < kGroup; k += 4) {
-                for (int o = 0; o < kLanes; ++o) {
-                    for (int i = 0; i < 4; ++i)
-                        *quads++ = pairs[(k + i) / 2 * 2 * kLanes + 2 * o + i % 2] ^ 0x80u;  // + 128
-                }
+    static void arrange(const uint8_t* cell, int group, uint8_t* out) {
+        __builtin_memcpy(out + scales_at(group), cell, kScaleBytes);
+        const uint8_t* pairs = cell + kScaleBytes;
+        uint8_t* quads = out + weights_at(group);
+        for (int k = 0; k < kGroup; k += 4) {
+            for (int o = 0; o < kLanes; ++o) {
+                for (int i = 0; i < 4; ++i)
+                    *quads++ = pairs[(k + i) / 2 * 2 * kLanes + 2 * o + i % 2] ^ 0x80u;  // + 128
             }
         }
     }
@@ -124,9 +124,11 @@ struct QuadGroups {
         for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
     }
 
-  private:
+    static constexpr int kVector = 4 * kLanes, kZero = 128;
     static constexpr int weights_at(int group) { return group % 2 == 0 ? 0 : kScaleBytes; }
     static constexpr int scales_at(int group) { return group % 2 == 0 ? kGroup * kLanes : 0; }
+
+  private:
     static const int8_t* row_of(const int16_t* x, int row) {
         return reinterpret_cast<const int8_t*>(x + row * kRowUnits);
     }
@@ -183,5 +185,50 @@ using Groups = QuadGroups;
 #else
 using Groups = PairGroups;
 #endif
+
+// Half a byte for each weight, plus 8. A cell is spread out to one of whole bytes, in registers mostly, which
+// is multiplied like any other: what counts is that half as much comes from memory. Behind the scales, byte i
+// of vector v holds byte i of the whole bytes' vectors 2 v, low, and 2 v + 1, high.
+template <class Bytes>
+struct HalfByteGroups {
+    static constexpr int kBytes = kHalfCellBytes;
+    static constexpr int kRowUnits = Bytes::kRowUnits;
+
+    static void arrange(const uint8_t* cell, int, uint8_t* out) {
+        alignas(64) uint8_t pairs[kCellBytes], bytes[kCellBytes];
+        __builtin_memcpy(pairs, cell, kScaleBytes);
+        spread<PairGroups::kVector>(cell + kScaleBytes, 0, pairs + kScaleBytes);
+        Bytes::arrange(pairs, 0, bytes);
+        __builtin_memcpy(out, cell, kScaleBytes);
+        out += kScaleBytes;
+        for (int at = 0; at < kGroup * kLanes; at += 2 * Bytes::kVector) {
+            const uint8_t* weights = bytes + Bytes::weights_at(0) + at;
+            for (int i = 0; i < Bytes::kVector; ++i)
+                *out++ = nibble(weights[i]) | static_cast<uint8_t>(nibble(weights[Bytes::kVector + i]) << 4);
+        }
+    }
+
+    template <int Rows>
+    static void multiply(const uint8_t* cell, int, const int16_t* x, F32x16* acc) {
+        alignas(64) uint8_t bytes[kCellBytes];
+        __builtin_memcpy(bytes + Bytes::scales_at(0), cell, kScaleBytes);
+        spread<Bytes::kVector>(cell + kScaleBytes, Bytes::kZero, bytes + Bytes::weights_at(0));
+        Bytes::template multiply<Rows>(bytes, 0, x, acc);
+    }
+
+  private:
+    static uint8_t nibble(uint8_t weight) { return (weight - Bytes::kZero + 8) & 15; }
+
+    template <int Vector>
+    static void spread(const uint8_t* __restrict halves, int zero, uint8_t* __restrict bytes) {
+        const auto offset = static_cast<uint8_t>(zero - 8);
+#pragma GCC unroll 8
+        for (int at = 0; at < kGroup * kLanes / 2; at += Vector, halves += Vector, bytes += 2 * Vector) {
+            for (int i = 0; i < Vector; ++i) bytes[i] = static_cast<uint8_t>((halves[i] & 15) + offset);
+            for (int i = 0; i < Vector; ++i)
+                bytes[Vector + i] = static_cast<uint8_t>((halves[i] >> 4) + offset);
+        }
+    }
+};
 
 }  // namespace flashlet::FLASHLET_ISA

@@ -17,22 +17,27 @@ inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel ser
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
 
 // In the weight file, one group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16
-// outputs][2 inputs].
+// outputs][2 inputs]. Of 4 bits: weight + 8, those of even pairs in the low halves of bytes [8][16][2], of
+// odd ones in the high halves.
+enum class WeightFormat { kInt8, kInt4 };
 inline constexpr int kScaleBytes = kLanes * 2;
 inline constexpr int kCellBytes = kScaleBytes + kGroup * kLanes;
+inline constexpr int kHalfCellBytes = kScaleBytes + kGroup * kLanes / 2;
 
 static constexpr int round_up(int value, int multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-// A weight matrix of int8 groups in panels of 16 outputs; the weight file or a WeightArena owns the bytes.
+// A weight matrix of groups in panels of 16 outputs; the weight file or a WeightArena owns the bytes.
 struct PackedMatrix {
-    const uint8_t* cells = nullptr;  // [panels][groups][kCellBytes]
+    const uint8_t* cells = nullptr;  // [panels][groups][cell_bytes]
     const float* bias = nullptr;     // [panels * 16] or null
     int panels = 0;
     int groups = 0;
+    WeightFormat format = WeightFormat::kInt8;
 
-    size_t panel_bytes() const { return static_cast<size_t>(groups) * kCellBytes; }
+    int cell_bytes() const { return format == WeightFormat::kInt8 ? kCellBytes : kHalfCellBytes; }
+    size_t panel_bytes() const { return static_cast<size_t>(groups * cell_bytes()); }
     size_t bytes() const { return static_cast<size_t>(panels) * panel_bytes(); }
 };
 
@@ -136,8 +141,8 @@ struct KernelTable {
     float (*quantize_inputs)(const float* x, int n, int16_t* tile, int index, int rows);
     int group_units;
 
-    // Copies a panel into the layout that `matmul` reads, of the same size.
-    void (*arrange_panel)(const uint8_t* panel, int groups, uint8_t* out);
+    // Copies a matrix into the layout that `matmul` reads, of the same size.
+    void (*arrange)(const PackedMatrix& w, uint8_t* out);
 
     // Multiplies rows by arranged panels [begin, end). Gated: begin and end are even. out:
     // [rows][out_stride].

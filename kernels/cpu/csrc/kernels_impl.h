@@ -15,7 +15,7 @@ inline constexpr KernelTable make_table(const char* name) {
             quantize,
             Groups::quantize,
             Groups::kRowUnits,
-            Groups::arrange,
+            arrange_matrix,
             matmul,
             rope,
             store_kv,

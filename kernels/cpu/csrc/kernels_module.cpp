@@ -66,9 +66,9 @@ class Kernels {
                        static_cast<int>(cells.shape(1))};
         const int width = w.groups * kGroup, stride = w.groups * table_.group_units;
         if (static_cast<int>(inputs) > width) throw std::invalid_argument("linear: more inputs than weights");
+        if (cells.shape(2) == kHalfCellBytes) w.format = WeightFormat::kInt4;
         std::vector<uint8_t> arranged(w.bytes());
-        for (size_t at = 0; at < w.bytes(); at += w.panel_bytes())
-            table_.arrange_panel(cells.data() + at, w.groups, arranged.data() + at);
+        table_.arrange(w, arranged.data());
         w.cells = arranged.data();
         std::vector<int16_t> q(rows * static_cast<size_t>(stride));
         std::vector<float> scales(rows), row(static_cast<size_t>(width));

@@ -67,16 +67,35 @@ inline void dispatch_rows(int rows, const Args&... args) {
 }
 
 template <int Rows>
-struct Int8Tile {
-    static void run(const MatmulTask& task, int row) { multiply_tile<Groups, Rows>(task, row); }
+struct Tile {
+    static void run(const MatmulTask& task, int row) {
+        if (task.w.format == WeightFormat::kInt8) {
+            multiply_tile<Groups, Rows>(task, row);
+        } else {
+            multiply_tile<HalfByteGroups<Groups>, Rows>(task, row);
+        }
+    }
 };
+
+void arrange_matrix(const PackedMatrix& w, uint8_t* out) {
+    const uint8_t* cell = w.cells;
+    for (int panel = 0; panel < w.panels; ++panel) {
+        for (int g = 0; g < w.groups; ++g, cell += w.cell_bytes(), out += w.cell_bytes()) {
+            if (w.format == WeightFormat::kInt8) {
+                Groups::arrange(cell, g, out);
+            } else {
+                HalfByteGroups<Groups>::arrange(cell, g, out);
+            }
+        }
+    }
+}
 
 void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,
             float* out, int out_stride) {
     const MatmulTask task{w, x, begin, end, epilogue, out, out_stride};
     for (int row = 0; row < rows;) {
         const RowTile tile = tile_of(row, rows, kMaxRows);
-        dispatch_rows<Int8Tile>(tile.rows, task, row);
+        dispatch_rows<Tile>(tile.rows, task, row);
         row += tile.rows;
     }
 }

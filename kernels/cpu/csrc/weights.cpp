@@ -11,8 +11,7 @@ constexpr int kPanels = 64;        // copied at once by a thread
 size_t padded_bytes(const PackedMatrix& w) { return (w.bytes() + kAlignment - 1) / kAlignment * kAlignment; }
 
 struct Part {
-    const uint8_t* panels;
-    int count, groups;
+    PackedMatrix panels;
     uint8_t* place;
 };
 
@@ -27,19 +26,17 @@ void WeightArena::copy(Team& team, const std::vector<PackedMatrix*>& matrices) {
     for (PackedMatrix* w : matrices) {
         for (int panel = 0; panel < w->panels; panel += kPanels) {
             const size_t at = static_cast<size_t>(panel) * w->panel_bytes();
-            parts.push_back({w->cells + at, std::min(kPanels, w->panels - panel), w->groups, place + at});
+            parts.push_back({*w, place + at});
+            parts.back().panels.cells += at;
+            parts.back().panels.panels = std::min(kPanels, w->panels - panel);
         }
         w->cells = place;
         place += padded_bytes(*w);
     }
     team.run([&](Worker& worker) {
         team.each(worker, static_cast<int>(parts.size()), 1, [&](int begin, int end) {
-            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-                const Part& part = parts[i];
-                const size_t bytes = static_cast<size_t>(part.groups) * kCellBytes;
-                for (size_t at = 0; at < static_cast<size_t>(part.count) * bytes; at += bytes)
-                    team.kernels().arrange_panel(part.panels + at, part.groups, part.place + at);
-            }
+            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+                team.kernels().arrange(parts[i].panels, parts[i].place);
         });
     });
 }
