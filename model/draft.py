@@ -52,6 +52,7 @@ class DraftConfig:
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
     target_fingerprint: str = ""  # of the weights that it was trained for; empty: not known
+    bits: int = 8  # of a weight, 4 or 8
 
     def __post_init__(self) -> None:
         """Reject shapes that no kernel could run."""
@@ -65,6 +66,8 @@ class DraftConfig:
             if not least <= value < (2**31 if least else 1):
                 raise ModelFormatError(f"draft {name}: expected {least} or more, found {value}")
         self._check_numbers()
+        if self.bits not in (4, 8):
+            raise ModelFormatError(f"draft bits: expected 4 or 8, found {self.bits}")
         if self.attention:
             self.layers_config(1)
 
@@ -154,18 +157,18 @@ def draft_layout(config: DraftConfig) -> Layout:
             layout[name] = vector(shape[0])
         elif part == "q":
             rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-            layout[name.removesuffix("q") + "qkv"] = packed(panels_of(rows), shape[1])
+            layout[name.removesuffix("q") + "qkv"] = packed(panels_of(rows), shape[1], config.bits)
         elif part == "gate":
-            layout[name + "_up"] = packed(2 * panels_of(shape[0]), shape[1])
+            layout[name + "_up"] = packed(2 * panels_of(shape[0]), shape[1], config.bits)
         elif part not in ("k", "v", "up"):
-            layout[name] = packed(panels_of(shape[0]), shape[1])
+            layout[name] = packed(panels_of(shape[0]), shape[1], config.bits)
     return layout
 
 
 def save_draft(
     path: Path, config: DraftConfig, tensors: Arrays, card: Mapping[str, Any] | None = None
 ) -> None:
-    """Quantize the tensors of `draft_shapes` to int8 groups and write them to one file at `path`.
+    """Quantize the tensors of `draft_shapes` to groups of integers and write them to one file at `path`.
 
     `card` is kept as JSON: how the draft was made, and how well it does. Raises ModelFormatError for
     tensors that are missing, have another shape or cannot be quantized.
@@ -183,7 +186,7 @@ def save_draft(
     header, table = encode_header(layout, metadata, ALIGNMENT)
     with path.open("wb") as stream:
         stream.write(header)
-        for name, array in _packed_arrays(layout, tensors):
+        for name, array in _packed_arrays(layout, tensors, config.bits):
             stream.write(array.tobytes())
             stream.write(bytes(-table[name].num_bytes % ALIGNMENT))
 
@@ -270,20 +273,20 @@ def _check_vocabulary(config: DraftConfig, ids: NDArray[np.int32], where: str) -
         raise ModelFormatError(f"{where}: vocab_ids: expected ascending ids below {config.vocab_size}")
 
 
-def _packed_arrays(layout: Layout, tensors: Arrays) -> Iterator[tuple[str, NDArray[Any]]]:
+def _packed_arrays(layout: Layout, tensors: Arrays, bits: int) -> Iterator[tuple[str, NDArray[Any]]]:
+    def pack(*names: str) -> NDArray[np.uint8]:
+        rows = np.concatenate([tensors[name] for name in names]).astype(np.float32)
+        return pack_panels(quantize_matrix(rows, bits))
+
     for name, (dtype, shape) in layout.items():
         prefix, _, part = name.rpartition(".")
         if dtype != "U8":
             array: NDArray[Any] = tensors[name].astype(np.int32 if dtype == "I32" else np.float32)
         elif part == "qkv":
-            array = _packed(*(tensors[f"{prefix}.{matrix}"] for matrix in "qkv"))
+            array = pack(*(f"{prefix}.{matrix}" for matrix in "qkv"))
         elif part == "gate_up":
-            array = alternate_panels(*(_packed(tensors[f"{prefix}.{matrix}"]) for matrix in ("gate", "up")))
+            array = alternate_panels(*(pack(f"{prefix}.{matrix}") for matrix in ("gate", "up")))
         else:
-            array = _packed(tensors[name])
+            array = pack(name)
         assert array.shape == shape, name
         yield name, array
-
-
-def _packed(*rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return pack_panels(quantize_matrix(np.concatenate(rows).astype(np.float32)))

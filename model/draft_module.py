@@ -13,6 +13,7 @@ from torch.nn import functional
 from flashlet.model.decoder import DecoderLayer, RmsNorm
 from flashlet.model.draft import DraftConfig
 from flashlet.model.rope import rope_tables
+from flashlet.model.rounded_linear import round_linears
 
 _SHORT_NAMES = {
     "input_layernorm": "attn_norm",
@@ -48,6 +49,8 @@ class DraftModule(nn.Module):
         cos, sin = rope_tables(layers, context_length)
         self.register_buffer("_cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("_sin", torch.from_numpy(sin), persistent=False)
+        if config.bits == 4:
+            round_linears(self)
 
     def rollout(
         self, features: Tensor, embeddings: Tensor, starts: Tensor, rows: Tensor, num_steps: int

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flashlet.model.config import ModelConfig
 from flashlet.model.errors import ModelFormatError
 from flashlet.model.parameters import parameter_shapes
-from flashlet.model.quantize import CELL_BYTES, GROUP, PANEL, pack_panels, quantize_matrix
+from flashlet.model.quantize import CELL_BYTES, CELL_BYTES_4, GROUP, PANEL, pack_panels, quantize_matrix
 from flashlet.model.weights import WeightSource
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
@@ -126,9 +126,9 @@ def panels_of(outputs: int) -> int:
     return -(-outputs // PANEL)
 
 
-def packed(panels: int, inputs: int) -> tuple[str, tuple[int, ...]]:
-    """Entry of a layout: a matrix of int8 groups."""
-    return "U8", (panels, -(-inputs // GROUP), CELL_BYTES)
+def packed(panels: int, inputs: int, bits: int = 8) -> tuple[str, tuple[int, ...]]:
+    """Entry of a layout: a matrix of groups of integers."""
+    return "U8", (panels, -(-inputs // GROUP), CELL_BYTES if bits == 8 else CELL_BYTES_4)
 
 
 def vector(size: int) -> tuple[str, tuple[int, ...]]:

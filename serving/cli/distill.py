@@ -95,6 +95,7 @@ def train(
     ] = "",
     layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the draft.")] = 1,
     attention: Annotated[bool, typer.Option(help="Layers that attend, or feed-forward ones only.")] = False,
+    bits: Annotated[int, typer.Option(help="Of a weight: 4, which the draft is trained for, or 8.")] = 4,
     rollout: Annotated[int, typer.Option(min=1, help="Drafted tokens in a rollout.")] = 2,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-4,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 256,
@@ -110,7 +111,7 @@ def train(
     from flashlet.serving.distill.training import TrainingOptions
 
     if not opened.exists:
-        shape = DraftShape(vocab, layer_numbers(features), layers, attention)
+        shape = DraftShape(vocab, layer_numbers(features), layers, attention, bits=bits)
         _report(f"the draft's vocabulary covers {opened.begin(shape, seed):.1%} of the answers")
     options = TrainingOptions(
         num_rows=rows,

@@ -44,6 +44,7 @@ class DraftShape:
     num_layers: int = 1
     attention: bool = False
     window: int = 0
+    bits: int = 4  # of a weight, 4 or 8
 
 
 class DraftRun:
@@ -90,6 +91,7 @@ class DraftRun:
             rms_norm_eps=target.rms_norm_eps,
             rope=target.rope,
             target_fingerprint=info.model,
+            bits=shape.bits,
         )
         parts = TargetParts.load(self._source, vocab_ids)
         draft = initial_draft(config, parts, self._select(config), target.context_length, seed)

@@ -39,6 +39,7 @@ DRAFTS: dict[str, dict[str, Any]] = {
     "one layer": {},
     "two layers, window": {"num_layers": 2, "window": 21, "features": (1,)},
     "two layers, many heads": {"num_layers": 2, "num_heads": 14, "head_dim": 6, "features": (3, 0)},
+    "4 bits": {"bits": 4},
     "feed-forward only": {"attention": False, "num_heads": 0, "num_kv_heads": 0, "head_dim": 0},
 }
 

@@ -13,6 +13,7 @@ from flashlet.model.errors import ModelFormatError
 from flashlet.model.gguf import GgufWeights
 from flashlet.model.quantize import (
     CELL_BYTES,
+    CELL_BYTES_4,
     GROUP,
     PANEL,
     dequantize,
@@ -51,6 +52,34 @@ def test_error_is_at_most_half_a_step(rows, columns):
     # The largest weight may exceed 127 steps by the rounding of the scale, 2^-11 of its value.
     bound = steps / 2 + np.abs(weight) * 2.0**-11
     assert (np.abs(dequantize(matrix) - weight) <= bound).all()
+
+
+def test_4_bits_by_hand():
+    weight = np.zeros((2, 64), np.float32)
+    weight[0, :5] = -16.0, 14.0, 16.0, 5.0, 1.0  # scale 2; 8 steps are one too many, ties go to even
+    weight[1, 32:35] = (
+        4.0,
+        -4.0,
+        -3.5,
+    )  # scale -0.5: the first of two extremes, if both are as large the negative
+    matrix = quantize_matrix(weight, 4)
+    np.testing.assert_array_equal(matrix.scale, np.array([[2, 0], [0, 0.5]], np.float16))
+    assert matrix.q[0, :5].tolist() == [-8, 7, 7, 2, 0]
+    assert matrix.q[1, 32:35].tolist() == [7, -8, -7]
+    weight[1, 34] = 4.5
+    matrix = quantize_matrix(weight, 4)
+    assert matrix.scale[1, 1] == np.float16(-4.5 / 8)
+    assert matrix.q[1, 32:35].tolist() == [-7, 7, -8]
+
+
+@pytest.mark.parametrize(("rows", "columns"), ODD_SHAPES)
+def test_error_of_4_bits(rows, columns):
+    weight = random_matrix(rows, columns)
+    matrix = quantize_matrix(weight, 4)
+    steps = np.abs(np.repeat(matrix.scale.astype(np.float32), GROUP, axis=1)[:, :columns])
+    bound = np.where(np.abs(weight) > 7.5 * steps, steps, steps / 2) + np.abs(weight) * 2.0**-10
+    assert (np.abs(dequantize(matrix) - weight) <= bound).all()
+    assert not matrix.q[:, columns:].any()
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
@@ -105,17 +134,18 @@ def test_weights_below_the_smallest_scale_become_zero():
     assert not matrix.q.any() and not matrix.scale.any()
 
 
+@pytest.mark.parametrize(("bits", "cell_bytes"), [(8, CELL_BYTES), (4, CELL_BYTES_4)])
 @pytest.mark.parametrize(("rows", "columns"), ODD_SHAPES)
-def test_panels_hold_the_matrix(rows, columns):
-    matrix = quantize_matrix(random_matrix(rows, columns))
+def test_panels_hold_the_matrix(rows, columns, bits, cell_bytes):
+    matrix = quantize_matrix(random_matrix(rows, columns), bits)
     packed = pack_panels(matrix)
-    groups = -(-columns // GROUP)
-    assert packed.shape == (-(-rows // PANEL), groups, CELL_BYTES) == (-(-rows // 16), groups, 544)
+    assert packed.shape == (-(-rows // PANEL), -(-columns // GROUP), cell_bytes)
+    assert cell_bytes == {8: 544, 4: 288}[bits]
     assert packed.dtype == np.uint8 and packed.flags.c_contiguous
     restored = unpack_panels(packed, rows, columns)
     np.testing.assert_array_equal(restored.q, matrix.q)
     np.testing.assert_array_equal(restored.scale, matrix.scale)
-    assert restored.in_features == columns
+    assert (restored.in_features, restored.bits) == (columns, bits)
 
 
 def test_each_byte_of_a_cell_is_where_the_kernels_read_it():

@@ -159,6 +159,7 @@ def test_speculation_with_the_draft_changes_no_token(
     "shape",
     [
         DraftShape(256),
+        DraftShape(256, bits=8),
         DraftShape(256, attention=True),
         DraftShape(200, features=(2,), num_layers=2, attention=True, window=9),
     ],
