@@ -46,6 +46,7 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
     residual_.resize(static_cast<size_t>(limits.max_rows) * static_cast<size_t>(hidden_));
     logits_.resize(static_cast<size_t>(kLogitRows) * static_cast<size_t>(padded_vocab_));
     segments_.reserve(static_cast<size_t>(limits.max_slices));
+    wrong_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(limits.max_slices));
     if (draft == nullptr) return;
     uint8_t* cells = kv_pool_.data() + Decoder::block_bytes(shape, limits.kv_format);
     const Draft::Target target{weights.embed, limits.max_rows, limits.max_slices};
@@ -72,6 +73,7 @@ void Model::step(StepPlan& plan, float* logits) {
         };
         std::copy_n(bytes(slice.copied), block == slice.copied ? 0 : block_bytes_, bytes(block));
     }
+    std::fill_n(wrong_.get(), plan.slices.size(), std::numeric_limits<int>::max());
     decoder_.plan(segments_, 0);
     team_.run([this](Worker& worker) { run(worker); });
 }
@@ -137,7 +139,10 @@ void Model::logits(Worker& worker) {
                                 logits_out_ +
                                     static_cast<size_t>(first + i) * static_cast<size_t>(shape_.vocab_size));
                 }
-                answer(worker, plan_->logit_rows[static_cast<size_t>(first + i)], row);
+                LogitRow& item = plan_->logit_rows[static_cast<size_t>(first + i)];
+                if (item.sampled && first + i > wrong_[static_cast<size_t>(item.slice)]) continue;
+                answer(worker, item, row);
+                check_proposal(first + i);
             }
         });
         team_.finish(worker, Stage::kSample, drafting_ ? draft_->first_matrix() : nullptr);
@@ -149,6 +154,16 @@ void Model::answer(Worker& worker, LogitRow& item, float* row) {
     if (item.sampled) item.target = worker.sampler->sample(row, *item.params);
     if (item.top >= 0 && item.target >= 0)
         item.logprobs = worker.sampler->logprobs(row, item.target, item.top);
+}
+
+// Where a proposal was wrong, nobody asks for what is sampled behind it.
+void Model::check_proposal(int index) {
+    const LogitRow& item = plan_->logit_rows[static_cast<size_t>(index)];
+    const Slice& slice = plan_->slices[static_cast<size_t>(item.slice)];
+    const int proposal = index - slice.first_sample;
+    if (item.sampled && proposal < slice.proposed &&
+        item.target != plan_->token(slice, slice.known() + proposal))
+        wrong_[static_cast<size_t>(item.slice)] = index;
 }
 
 double Model::measure_read() {

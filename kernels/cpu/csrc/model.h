@@ -1,6 +1,7 @@
 // A model on the CPU: the target, its draft if there is one, KV pool and threads; one call per ragged step.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -46,6 +47,7 @@ class Model {
     const float* residual(Worker& worker, int layers, int row);
     void logits(Worker& worker);
     void answer(Worker& worker, LogitRow& item, float* row);
+    void check_proposal(int index);
 
     const KernelTable& kernels_;
     const ModelShape shape_;
@@ -59,7 +61,8 @@ class Model {
     std::unique_ptr<Draft> draft_;
     std::vector<float> residual_, logits_;
     std::vector<Segment> segments_;
-    bool drafting_ = false;  // some slice of the step has a draft order
+    std::unique_ptr<std::atomic<int>[]> wrong_;  // of each slice: logit row of a proposal that was wrong
+    bool drafting_ = false;                      // some slice of the step has a draft order
     StepPlan* plan_ = nullptr;
     float* logits_out_ = nullptr;
 };
