@@ -15,7 +15,7 @@ class EngineConfig:
     max_waiting: int = 256  # sequences that may queue beyond those that run
     max_sequences: int = 64  # most running sequences, and so most slices in one step
     max_step_tokens: int = 512  # most tokens in one step
-    prefill_chunk: int = 64  # most prompt tokens in a step in which any sequence decodes
+    prefill_chunk: int = 64  # most prompt tokens in a step in which any sequence decodes, if that is quick
     enable_prefix_cache: bool = True
     draft: Drafting = "none"  # who proposes tokens: auto is the draft model, if there is one, and n-grams
     context_length: int | None = None  # most tokens of one sequence, if less than the model's own limit

@@ -154,7 +154,7 @@ class Engine:
 
     def step(self) -> list[SequenceEvent]:
         """Advance by one step. If it fails, every running sequence ends with EngineFailedError."""
-        if self.is_calibrating:
+        if self.is_calibrating and not self.scheduler.has_prompts:  # with them, steps are long already
             self._calibrate()
         events = self._end_late()
         return events + self._run_step() if self.has_work else events

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
+from flashlet.serving.engine.step_budget import prompt_tokens
 from flashlet.serving.engine.step_times import StepTimes
 
 MAX_ROUNDS = 250  # that are played: what is behind goes on as it went
@@ -181,7 +182,9 @@ class Forecast:
         limits = self._limits
         budget = limits.max_step_tokens - num_decoding
         if num_decoding:
-            budget = min(budget, limits.prefill_chunk)
+            context = int(self._prefilling[0].context) if self._prefilling else 0
+            chunk = prompt_tokens(self._times, limits.prefill_chunk, num_decoding, self._contexts, context)
+            budget = min(budget, chunk)
         rows = reads = 0.0
         done: list[Job] = []
         place = 0

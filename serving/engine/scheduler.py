@@ -52,6 +52,11 @@ class Scheduler:
         self.counters = Counters()
         self._level = math.inf  # largest priority number that takes part in the step
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a prompt is to be computed, beyond its last token."""
+        return self._find_level() < math.inf
+
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         insort(self.waiting, sequence, key=_rank)
@@ -62,7 +67,7 @@ class Scheduler:
         self._level = self._find_level()
         self.budget.begin(self._level)
         self._schedule_decodes(plan)
-        self._admit(plan, self._schedule_prefills(plan, self.budget.prefill()))
+        self._admit(plan, self._schedule_prefills(plan, self.budget.prefill(self._prompt_context())))
         if self.drafter is not None:
             self._speculate(plan, self.drafter)
         return plan
@@ -110,6 +115,11 @@ class Scheduler:
         """The smallest priority number with a prompt to compute."""
         prompts = [*islice(self.waiting, 1), *(item for item in self.running if item.num_uncomputed > 1)]
         return min((item.request.priority for item in prompts), default=math.inf)
+
+    def _prompt_context(self) -> int:
+        """Computed tokens of the prompt that comes next; 0 if it has not begun."""
+        prompts = (item for item in self.running if item.num_uncomputed > 1)
+        return next((item.num_computed for item in prompts if self._takes_part(item)), 0)
 
     def _takes_part(self, sequence: Sequence) -> bool:
         """Whether the step may compute anything of `sequence`. Those for which it may not run last."""
@@ -201,11 +211,7 @@ class Scheduler:
         may_propose = first <= 0 or not self.budget.is_hasty
         for part in plan.parts:
             part.may_propose = may_propose and part.sequence.request.priority == first
-        room = self.config.max_step_tokens - plan.num_rows
-        if any(not part.decodes for part in plan.parts):
-            # All streams wait for the whole of such a step, which is long already.
-            room = min(room, self.config.prefill_chunk // 4)
-        drafter.plan(plan.parts, room)
+        drafter.plan(plan.parts, self.budget.proposals(plan, drafter.costs))
         for part in plan.parts:
             if part.proposed:
                 part.proposed = part.proposed[: self.blocks.num_spare_slots(part.sequence)]

@@ -73,13 +73,22 @@ class StepTimes:
             + slopes[2] * prefill_reads / PREFILL_READS
         )
 
-    def rows_within(self, ms: float) -> int | None:
-        """Most rows of a step that should take `ms`, contexts aside; None if nothing is known."""
+    def rows_within(
+        self, ms: float, num_decoding: int = 0, decode_reads: float = 0.0, context: int = 0
+    ) -> int | None:
+        """Most rows of a step that should take `ms`; None if nothing is known.
+
+        So many of them decode and read so many tokens; the others are prompt tokens behind `context`.
+        """
         if not self.known:
             return None
-        at = max((index for index, value in enumerate(self._ms[:-1]) if value <= ms), default=0)
-        slope = (self._ms[at + 1] - self._ms[at]) / (KNOTS[at + 1] - KNOTS[at])
-        further = int((ms - self._ms[at]) / slope) if slope > 0 else 0
+        slopes = self._slopes
+        reading = slopes[2] * context / PREFILL_READS  # milliseconds per prompt token
+        curve = [value + reading * (rows - num_decoding) for rows, value in zip(KNOTS, self._ms, strict=True)]
+        ms -= slopes[0] * num_decoding / SAMPLES + slopes[1] * decode_reads / DECODE_READS
+        at = max((index for index, value in enumerate(curve[:-1]) if value <= ms), default=0)
+        slope = (curve[at + 1] - curve[at]) / (KNOTS[at + 1] - KNOTS[at])
+        further = int((ms - curve[at]) / slope) if slope > 0 else 0
         return max(1, KNOTS[at] + further)
 
     def tokens(self, num_sequences: int) -> float:
@@ -100,7 +109,8 @@ class StepTimes:
         nearest = at + (share > 0.5)
         extra = self.ms(load) - self._ms[at] * (1 - share) - self._ms[at + 1] * share
         if not self._seen[nearest]:
-            self._learn_knot(nearest, max(ms - extra, ms / 2))
+            guess = self._ms[nearest] or ms
+            self._learn_knot(nearest, min(max(ms - extra, ms / 2), 2 * guess))  # it may be a hiccup, too
         predicted = self.ms(load)
         error = min(max(ms - predicted, -predicted), predicted)  # a hiccup is no trend
         amounts = (
