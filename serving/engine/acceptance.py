@@ -32,7 +32,7 @@ class FixedPrior:
 
     def rate(self, index: int) -> float:
         """The guess for `index`; the last one holds for all beyond."""
-        return self._rates[min(index, len(self._rates) - 1)]
+        return self._rates[index] if index < len(self._rates) else self._rates[-1]
 
 
 class Acceptance:
@@ -42,6 +42,7 @@ class Acceptance:
     """
 
     def __init__(self, size: int, prior: Prior, weight: float, decay: float, fading: float) -> None:
+        self._last = size - 1
         self._trials = [0.0] * size
         self._hits = [0.0] * size
         self._prior = prior
@@ -51,13 +52,13 @@ class Acceptance:
 
     def rate(self, index: int) -> float:
         """Probability of success for `index`; the last one holds for all beyond."""
-        index = min(index, len(self._trials) - 1)
+        index = min(index, self._last)
         hits = self._hits[index] + self._weight * self._prior.rate(index)
         return hits / (self._trials[index] + self._weight)
 
     def record(self, index: int, *, hit: bool) -> None:
         """Count one trial."""
-        index = min(index, len(self._trials) - 1)
+        index = min(index, self._last)
         self._trials[index] = self._trials[index] * self._decay + 1
         self._hits[index] = self._hits[index] * self._decay + hit
 

@@ -7,7 +7,7 @@ it is the token that the sampler chooses, so that outputs do not depend on it.
 from __future__ import annotations
 
 from collections import abc
-from itertools import count
+from itertools import accumulate, count
 
 from flashlet.model.step import DraftRequest, SliceOutput
 from flashlet.serving.engine.acceptance import Acceptance, FixedPrior, Identity, Prior
@@ -109,8 +109,8 @@ class Drafter:
             return self.costs.ms(num_rows + count) - others
 
         def promise(curve: list[float]) -> float:
-            rates = ((len(decodes) + sum(curve[:n])) / cost(n) for n in range(len(curve) + 1))
-            return max(rates)
+            tokens = accumulate(curve, initial=float(len(decodes)))
+            return max(total / cost(n) for n, total in enumerate(tokens))
 
         if not _could_pay(len(decodes), cost):
             return

@@ -67,7 +67,8 @@ class Scheduler:
         self._level = self._find_level()
         self.budget.begin(self._level)
         self._schedule_decodes(plan)
-        self._admit(plan, self._schedule_prefills(plan, self.budget.prefill(self._prompt_context())))
+        if self.waiting or self._level < math.inf:
+            self._admit(plan, self._schedule_prefills(plan, self.budget.prefill(self._prompt_context())))
         if self.drafter is not None:
             self._speculate(plan, self.drafter)
         return plan

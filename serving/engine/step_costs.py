@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from statistics import median_low
 
 RECENT = 7  # steps whose median counts: a few slow ones change nothing
 LEAST_FIRST, LEAST_FURTHER = 0.02, 0.005  # that drafted tokens cost, of a step of one row
@@ -23,7 +22,7 @@ class _Samples:
 
     def add(self, value: float, number: int) -> None:
         self.values.append(value)
-        self.median = median_low(self.values)
+        self.median = sorted(self.values)[(len(self.values) - 1) // 2]
         self.last = number
 
 
@@ -40,6 +39,7 @@ class StepCosts:
         self._base: list[float] = []  # ms, parallel to it
         self._between: dict[int, float] = {}  # ms by rows, computed from them
         self._draft_steps: dict[int, float] = {}  # ms of a step of one row by tokens drafted in it, as above
+        self._drafting: dict[int, float] = {}  # ms by tokens drafted, computed from them
         self._plain: dict[int, _Samples] = {}  # ms of steps without proposals and drafts, by sequences
         self._drift = _Samples()  # of now and then: ms of a step / what it cost at the start
         self._number = 0
@@ -57,6 +57,7 @@ class StepCosts:
     def measured(self, rows: int, ms: float) -> None:
         """Take a measurement of the start; of several the best counts."""
         self._between.clear()
+        self._drafting.clear()
         at = bisect_left(self._rows, rows)
         if at < len(self._rows) and self._rows[at] == rows:
             self._base[at] = min(self._base[at], ms)
@@ -66,6 +67,7 @@ class StepCosts:
 
     def measured_draft(self, num_tokens: int, ms: float) -> None:
         """Take a measurement of the start: a step of one row that drafted so many tokens."""
+        self._drafting.clear()
         self._draft_steps[num_tokens] = min(self._draft_steps.get(num_tokens, ms), ms)
 
     def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> None:
@@ -106,6 +108,11 @@ class StepCosts:
 
         A step without drafts may by chance have taken longer: a drafted token still costs something.
         """
+        if num_tokens not in self._drafting:
+            self._drafting[num_tokens] = self._interpolated_draft_ms(num_tokens)
+        return self._drafting[num_tokens]
+
+    def _interpolated_draft_ms(self, num_tokens: int) -> float:
         plain = self._base_ms(1)
         fewest, most = min(self._draft_steps), max(self._draft_steps)
         first = max(self._draft_steps[fewest] - plain, LEAST_FIRST * plain) / fewest
