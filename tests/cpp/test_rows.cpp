@@ -132,6 +132,21 @@ TEST(argmax_takes_the_first_of_equals) {
     }
 }
 
+TEST(logits_are_valid_unless_nan_or_infinite) {
+    Random random(6);
+    for (int round = 0; round < 100; ++round) {
+        std::vector<float> x = random.floats(static_cast<size_t>(random.integer(1, 9) * kLanes));
+        for (float& value : x) value = random.integer(0, 9) == 0 ? -kInfinity : value * 1e38f;
+        const float special = round % 3 == 0 ? kNan : kInfinity;
+        const bool expected = round % 3 == 2;
+        if (!expected) x[static_cast<size_t>(random.integer(0, static_cast<int>(x.size()) - 1))] = special;
+        for (const KernelTable* kernels : available_kernels()) {
+            const bool found = kernels->valid(x.data(), static_cast<int>(x.size()));
+            CHECK(found == expected, "(%s, round %d)", kernels->name, round);
+        }
+    }
+}
+
 TEST(collect_finds_all_above) {
     Random random(8);
     for (int round = 0; round < 100; ++round) {

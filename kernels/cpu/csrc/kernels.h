@@ -168,6 +168,9 @@ struct KernelTable {
     // First index of the largest value, -1 if nothing is above -inf; NaN never wins. n is a multiple of 16.
     int (*argmax)(const float* x, int n);
 
+    // Whether no value is NaN or +inf. n is a multiple of 16.
+    bool (*valid)(const float* x, int n);
+
     // Ascending indices of values greater than `above`; returns how many. n is a multiple of 16.
     int (*collect)(const float* x, int n, float above, int32_t* found);
 

@@ -31,15 +31,9 @@ Sampler::Sampler(const KernelTable& kernels, int vocab_size, const int32_t* ids)
     drawn_.reserve(kFewTokens);
 }
 
-bool Sampler::valid(const float* logits) const {
-    int bad = 0;
-    for (int i = 0; i < vocab_size_; ++i) bad |= !(logits[i] <= std::numeric_limits<float>::max());
-    return bad == 0;
-}
-
 int32_t Sampler::sample(const float* logits, const SampleParams& params) {
     drawn_.clear();
-    if (!valid(logits)) return -1;
+    if (!kernels_.valid(logits, padded_)) return -1;
     const bool penalized = params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f ||
                            params.repetition_penalty != 1.0f;
     const bool adjusted =
@@ -207,7 +201,7 @@ const std::vector<ScoredToken>& Sampler::filter(const SampleParams& params) {
 
 Logprobs Sampler::logprobs(const float* logits, int32_t token, int top) {
     Logprobs result;
-    if (!valid(logits)) return result;
+    if (!kernels_.valid(logits, padded_)) return result;
     const float largest_logit = logits[std::max(0, kernels_.argmax(logits, padded_))];
     const double normalizer =
         double{largest_logit} + std::log(double{kernels_.exp_sum(logits, padded_, largest_logit, 1.0f)});

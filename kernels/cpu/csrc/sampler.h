@@ -58,7 +58,6 @@ class Sampler {
     Logprobs logprobs(const float* logits, int32_t token, int top);
 
   private:
-    bool valid(const float* logits) const;
     void adjust(const SampleParams& params);
     const std::vector<ScoredToken>& filter(const SampleParams& params);
     static void keep_mass(std::vector<ScoredToken>& tokens, float top, double mass);

@@ -52,10 +52,18 @@ float gumbel(uint64_t seed, uint64_t position, uint32_t token) {
     return lanes[token % kNoiseRun / 4];
 }
 
+inline constexpr int kChains = 4;  // results kept side by side, as each waits for the one before
+
 int argmax(const float* x, int n) {
-    F32x16 top = splat(-__builtin_inff());
-    for (int i = 0; i < n; i += kLanes) top = max(load(x + i), top);
-    const float largest = fold_max(top);
+    F32x16 tops[kChains];
+    for (F32x16& top : tops) top = splat(-__builtin_inff());
+    int at = 0;
+    for (; at + kChains * kLanes <= n; at += kChains * kLanes) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kChains; ++c) tops[c] = max(load(x + at + c * kLanes), tops[c]);
+    }
+    for (; at < n; at += kLanes) tops[0] = max(load(x + at), tops[0]);
+    const float largest = fold_max(max(max(tops[0], tops[1]), max(tops[2], tops[3])));
     if (!(largest > -__builtin_inff())) return -1;
     for (int i = 0; i < n; i += kLanes) {
         const F32x16 candidate = select_less(load(x + i), splat(largest), splat(0.0f), splat(1.0f));
@@ -65,6 +73,19 @@ int argmax(const float* x, int n) {
         }
     }
     return -1;
+}
+
+// 0 times the positive ones: NaN if one of them is infinite or NaN.
+bool valid(const float* x, int n) {
+    const F32x16 zero = splat(0.0f);
+    F32x16 sums[kChains] = {zero, zero, zero, zero};
+    int at = 0;
+    for (; at + kChains * kLanes <= n; at += kChains * kLanes) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kChains; ++c) sums[c] = fma(max(zero, load(x + at + c * kLanes)), zero, sums[c]);
+    }
+    for (; at < n; at += kLanes) sums[0] = fma(max(zero, load(x + at)), zero, sums[0]);
+    return fold_add(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) == 0.0f;
 }
 
 int collect(const float* x, int n, float above, int32_t* found) {
