@@ -53,13 +53,19 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
 
 // NaN if a value is NaN or infinite: max() would overlook the one, and the other scales everything to zero.
 inline float abs_max(const float* x, int n) {
-    F32x16 m = splat(0.0f), invalid = splat(0.0f);
-    for (int i = 0; i < n; i += kLanes) {
+    F32x16 m[2] = {splat(0.0f), splat(0.0f)}, invalid[2] = {splat(0.0f), splat(0.0f)};
+    const auto look = [&](int i, int chain) {
         const F32x16 v = load(x + i);
-        m = max(abs(v), m);
-        invalid = fma(v, splat(0.0f), invalid);
+        m[chain] = max(abs(v), m[chain]);
+        invalid[chain] = fma(v, splat(0.0f), invalid[chain]);
+    };
+    int i = 0;
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+        look(i, 0);
+        look(i + kLanes, 1);
     }
-    return fold_max(m) + fold_add(invalid);
+    if (i < n) look(i, 0);
+    return fold_max(max(m[0], m[1])) + fold_add(add(invalid[0], invalid[1]));
 }
 
 inline constexpr float kTiny = 0x1p-100f;  // below this a row counts as zero, so that 1 / scale stays finite
