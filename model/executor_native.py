@@ -23,6 +23,15 @@ from flashlet.model.weight_cache import load_int8
 
 _Logprobs = tuple[int, float, tuple[tuple[int, float], ...]]  # token id, its logprob, the most likely ones
 
+_Output = tuple[  # token ids, their logprobs, those of the targets, proposed tokens, confidences, features
+    tuple[int, ...],
+    Sequence[_Logprobs],
+    Sequence[_Logprobs],
+    tuple[int, ...],
+    tuple[float, ...],
+    "NDArray[np.float32] | None",
+]
+
 
 class NativeExecutor:
     """Runs int8 weights on the CPU; see docs/numerics.md for what it computes."""
@@ -123,7 +132,7 @@ class NativeExecutor:
         Raises NoTokenError where no token is possible (logits that are NaN or infinite, a mask without
         tokens), ValueError if the step breaks the executor's limits.
         """
-        return [self._output(*item) for item in self._model.step(step.slices)]
+        return [_slice_output(item) for item in self._model.step(step.slices)]
 
     def logits(self, step: Step) -> NDArray[np.float32]:
         """Run the step and return its logits [rows that are sampled or scored, vocab_size]."""
@@ -134,25 +143,24 @@ class NativeExecutor:
         """Free threads and memory. Calling it twice is harmless."""
         self._model.close()
 
-    @staticmethod
-    def _output(
-        token_ids: Sequence[int],
-        logprobs: Sequence[_Logprobs],
-        targets: Sequence[_Logprobs],
-        proposed: Sequence[int],
-        confidences: Sequence[float],
-        features: NDArray[np.float32] | None,
-    ) -> SliceOutput:
-        if (token_ids and token_ids[-1] < 0) or any(target[0] < 0 for target in targets):
-            raise NoTokenError("the model's logits are not numbers, or a mask left no token")
-        return SliceOutput(
-            token_ids=tuple(token_ids),
-            logprobs=tuple(TokenLogprobs(*item) for item in logprobs),
-            target_logprobs=tuple(TokenLogprobs(*target) for target in targets),
-            proposed=tuple(proposed),
-            confidences=tuple(confidences),
-            features=features,
-        )
+
+def _slice_output(item: _Output) -> SliceOutput:
+    token_ids, logprobs, targets, proposed, confidences, features = item
+    if (token_ids and token_ids[-1] < 0) or (targets and any(target[0] < 0 for target in targets)):
+        raise NoTokenError("the model's logits are not numbers, or a mask left no token")
+    # After a step nothing of Python is left in the processor's caches, so that every call counts.
+    return SliceOutput(
+        token_ids,
+        _token_logprobs(logprobs) if logprobs else (),
+        _token_logprobs(targets) if targets else (),
+        proposed,
+        confidences,
+        features,
+    )
+
+
+def _token_logprobs(items: Sequence[_Logprobs]) -> tuple[TokenLogprobs, ...]:
+    return tuple(TokenLogprobs(*item) for item in items)
 
 
 def _load_draft(

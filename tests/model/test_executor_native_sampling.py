@@ -126,6 +126,15 @@ def test_all_instruction_sets_draw_the_same(arrays: dict[str, NDArray[Any]]) -> 
     assert all(output == outputs[0] for output in outputs)
 
 
+def test_parameters_may_change_between_steps(executor: NativeExecutor) -> None:
+    greedy, drawn = SamplingParams(temperature=0.0), SamplingParams(temperature=50.0, seed=3)
+    for order in ((greedy, drawn), (drawn, greedy), (greedy, replace(drawn, seed=4)), (greedy, greedy)):
+        step = _step([SampleRequest(params, 1) for params in order], np.random.default_rng(1))
+        logits = executor.logits(step)
+        found = [output.token_ids[0] for output in executor.execute(step)]
+        assert found == [sample(row, item.samples[0]) for row, item in zip(logits, step.slices, strict=True)]
+
+
 def test_flat_logits_need_the_whole_vocabulary(executor: NativeExecutor) -> None:
     """At such temperatures all tokens are alike, so filters cannot stop at a window below the maximum."""
     rng = np.random.default_rng(3)

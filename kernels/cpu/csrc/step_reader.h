@@ -13,6 +13,33 @@ namespace flashlet {
 
 using FloatRows = nb::ndarray<nb::numpy, float, nb::ndim<3>>;
 
+// An attribute's name, made once: Python finds it by identity.
+class Name {
+  public:
+    explicit Name(const char* text) : text_(text), object_(nb::steal(PyUnicode_InternFromString(text))) {}
+    nb::object of(const nb::handle& owner) const { return nb::getattr(owner, object_); }
+    template <class T>
+    void read(const nb::handle& owner, T& field) const {
+        field = number<T>(of(owner), text_);
+    }
+
+  private:
+    const char* text_;
+    nb::object object_;
+};
+
+struct Names {
+    Name allowed{"allowed"}, block_table{"block_table"}, copied_block{"copied_block"}, draft{"draft"},
+        features{"features"}, least_confidence{"least_confidence"}, logprob_targets{"logprob_targets"},
+        next_token{"next_token"}, num_tokens{"num_tokens"}, num_top_logprobs{"num_top_logprobs"},
+        output{"output"}, params{"params"}, position{"position"}, prompt{"prompt"}, proposed{"proposed"},
+        samples{"samples"}, start{"start"}, suppressed{"suppressed"}, token_ids{"token_ids"},
+        temperature{"temperature"}, top_k{"top_k"}, top_p{"top_p"}, min_p{"min_p"},
+        presence_penalty{"presence_penalty"}, frequency_penalty{"frequency_penalty"},
+        repetition_penalty{"repetition_penalty"}, seed{"seed"}, logprobs{"logprobs"},
+        logit_bias{"logit_bias"}, needs_history{"needs_history"};
+};
+
 // See model/step.py.
 class StepReader {
   public:
@@ -57,26 +84,33 @@ class StepReader {
                 proposed.append(slice.drafted[k]);
                 confidences.append(slice.confidences[k]);
             }
-            result.append(nb::make_tuple(tokens, logprobs, targets, proposed, confidences, features_[i]));
+            result.append(nb::make_tuple(nb::tuple(tokens), logprobs, targets, nb::tuple(proposed),
+                                         nb::tuple(confidences), features_[i]));
         }
         features_.clear();
         return result;
     }
 
   private:
+    struct KnownParams {
+        nb::object source;
+        SampleParams params;
+        bool needs_history = false;
+    };
+
     void add_slice(const nb::handle& item) {
         Slice slice;
         slice.first_row = plan_.rows();
-        slice.start = number<int>(item.attr("start"), "start");
+        names_.start.read(item, slice.start);
         slice.table = static_cast<int>(plan_.block_tables.size());
-        for (const nb::handle token : item.attr("token_ids")) plan_.tokens.push_back(checked_token(token));
+        for (const nb::handle token : names_.token_ids.of(item)) plan_.tokens.push_back(checked_token(token));
         const int known = plan_.rows() - slice.first_row;
-        for (const nb::handle token : item.attr("proposed")) plan_.tokens.push_back(checked_token(token));
+        for (const nb::handle token : names_.proposed.of(item)) plan_.tokens.push_back(checked_token(token));
         slice.rows = plan_.rows() - slice.first_row;
         slice.proposed = slice.rows - known;
-        for (const nb::handle block : item.attr("block_table"))
+        for (const nb::handle block : names_.block_table.of(item))
             plan_.block_tables.push_back(number<int32_t>(block, "block id"));
-        const nb::object copied = item.attr("copied_block");
+        const nb::object copied = names_.copied_block.of(item);
         if (!copied.is_none()) slice.copied = number<int32_t>(copied, "copied block");
         check_slice(slice);
         slice.draft = read_draft_order(item, slice);
@@ -89,12 +123,12 @@ class StepReader {
 
     DraftOrder read_draft_order(const nb::handle& item, const Slice& slice) const {
         DraftOrder order;
-        const nb::object request = item.attr("draft");
+        const nb::object request = names_.draft.of(item);
         if (request.is_none()) return order;
         if (!has_draft_) throw std::invalid_argument("draft: this executor has no draft model");
-        order.num_tokens = number<int>(request.attr("num_tokens"), "draft num_tokens");
-        order.start = number<int>(request.attr("start"), "draft start");
-        const bool sampled = nb::len(nb::object(item.attr("samples"))) > 0;
+        order.num_tokens = number<int>(names_.num_tokens.of(request), "draft num_tokens");
+        order.start = number<int>(names_.start.of(request), "draft start");
+        const bool sampled = nb::len(nb::object(names_.samples.of(item))) > 0;
         if (order.num_tokens < 0 || order.num_tokens > (sampled ? kMaxDraftTokens : 0)) {
             throw std::invalid_argument("draft: expected 0 .. " + std::to_string(kMaxDraftTokens) +
                                         " tokens, and none where nothing is sampled; got " +
@@ -104,16 +138,16 @@ class StepReader {
             throw std::invalid_argument("draft: expected a start from 0 to the slice's " +
                                         std::to_string(slice.start) + ", got " + std::to_string(order.start));
         }
-        const nb::object next = request.attr("next_token");
+        const nb::object next = names_.next_token.of(request);
         if (next.is_none() != sampled)
             throw std::invalid_argument("draft: expected a next token exactly where nothing is sampled");
         if (!sampled) order.next_token = checked_token(next);
-        order.least_confidence = number<float>(request.attr("least_confidence"), "draft least_confidence");
+        order.least_confidence = number<float>(names_.least_confidence.of(request), "draft least_confidence");
         return order;
     }
 
     void add_features(const nb::handle& item, const Slice& slice) {
-        const nb::object wanted = item.attr("features");
+        const nb::object wanted = names_.features.of(item);
         const size_t count = nb::len(wanted), hidden = static_cast<size_t>(shape_.hidden_size);
         features_.push_back(nb::none());
         if (count == 0) return;
@@ -166,14 +200,15 @@ class StepReader {
 
     void add_logit_rows(const nb::handle& item, Slice& slice) {
         const int index = static_cast<int>(plan_.slices.size());
-        const int top = number<int>(item.attr("num_top_logprobs"), "num_top_logprobs");
+        int top = -1;
+        names_.num_top_logprobs.read(item, top);
         int row = slice.first_row;
-        for (const nb::handle target : item.attr("logprob_targets")) {
+        for (const nb::handle target : names_.logprob_targets.of(item)) {
             if (row >= slice.first_row + slice.known())
                 throw std::invalid_argument("step: more targets than tokens");
             plan_.logit_rows.push_back({row++, index, false, checked_token(target), top, {}, nullptr});
         }
-        const nb::object samples = item.attr("samples");
+        const nb::object samples = names_.samples.of(item);
         const auto count = static_cast<int>(nb::len(samples));
         if (count != 1 + slice.proposed && (count != 0 || slice.proposed != 0)) {
             throw std::invalid_argument("step: expected 1 + " + std::to_string(slice.proposed) +
@@ -198,35 +233,46 @@ class StepReader {
         return id;
     }
 
-    SampleParams read_sample(const nb::handle& request) const {
-        SampleParams result;
-        const nb::object params = request.attr("params");
-        const auto read = [&]<class T>(const char* name, T& field) {
-            field = number<T>(params.attr(name), name);
-        };
-        read("temperature", result.temperature);
-        read("top_k", result.top_k);
-        read("top_p", result.top_p);
-        read("min_p", result.min_p);
-        read("presence_penalty", result.presence_penalty);
-        read("frequency_penalty", result.frequency_penalty);
-        read("repetition_penalty", result.repetition_penalty);
-        read("seed", result.seed);
-        result.position = number<int64_t>(request.attr("position"), "position");
-        const nb::object logprobs = params.attr("logprobs");
-        if (!logprobs.is_none()) result.logprobs = number<int>(logprobs, "logprobs");
-        for (const nb::handle pair : params.attr("logit_bias")) {
-            result.logit_bias.emplace_back(checked_token(pair[0]), number<float>(pair[1], "logit_bias"));
+    // Parameters are immutable, and mostly those of the step before.
+    const KnownParams& known_params(const nb::object& source) {
+        if (params_.size() >= known_.size()) known_.emplace_back();
+        KnownParams& known = known_[params_.size()];
+        if (!known.source.is(source)) known = read_params(source);
+        return known;
+    }
+
+    KnownParams read_params(const nb::object& source) const {
+        KnownParams known{source, {}, nb::cast<bool>(names_.needs_history.of(source))};
+        SampleParams& params = known.params;
+        names_.temperature.read(source, params.temperature);
+        names_.top_k.read(source, params.top_k);
+        names_.top_p.read(source, params.top_p);
+        names_.min_p.read(source, params.min_p);
+        names_.presence_penalty.read(source, params.presence_penalty);
+        names_.frequency_penalty.read(source, params.frequency_penalty);
+        names_.repetition_penalty.read(source, params.repetition_penalty);
+        names_.seed.read(source, params.seed);
+        const nb::object logprobs = names_.logprobs.of(source);
+        if (!logprobs.is_none()) params.logprobs = number<int>(logprobs, "logprobs");
+        for (const nb::handle pair : names_.logit_bias.of(source)) {
+            params.logit_bias.emplace_back(checked_token(pair[0]), number<float>(pair[1], "logit_bias"));
         }
-        if (nb::cast<bool>(params.attr("needs_history"))) {
-            for (const nb::handle token : request.attr("prompt"))
+        return known;
+    }
+
+    SampleParams read_sample(const nb::handle& request) {
+        const KnownParams& known = known_params(names_.params.of(request));
+        SampleParams result = known.params;
+        names_.position.read(request, result.position);
+        if (known.needs_history) {
+            for (const nb::handle token : names_.prompt.of(request))
                 result.prompt.push_back(checked_token(token));
-            for (const nb::handle token : request.attr("output"))
+            for (const nb::handle token : names_.output.of(request))
                 result.output.push_back(checked_token(token));
         }
-        for (const nb::handle token : request.attr("suppressed"))
+        for (const nb::handle token : names_.suppressed.of(request))
             result.suppressed.push_back(checked_token(token));
-        const nb::object allowed = request.attr("allowed");
+        const nb::object allowed = names_.allowed.of(request);
         if (!allowed.is_none()) {
             nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> mask;
             const auto words = static_cast<size_t>((shape_.vocab_size + 31) / 32);
@@ -248,8 +294,10 @@ class StepReader {
     const ModelShape& shape_;
     const ModelLimits& limits_;
     const bool has_draft_;
+    const Names names_;
     StepPlan plan_;
     std::vector<SampleParams> params_;
+    std::vector<KnownParams> known_;  // of the same entry of params_ in the steps before
     std::vector<nb::object> features_;
 };
 
