@@ -14,8 +14,12 @@ from flashlet.serving.engine.step_costs import StepCosts
 logger = logging.getLogger(__name__)
 
 ROWS = (1, 4, 8, 16, 2, 3, 6, 12, 32)  # the coarse picture first
-REPEATS = 3
-SECONDS = 0.5  # in all; a slow model is measured in fewer places
+REPEATS = 2  # of everything
+# Large caches learn slowly what is read again and again: about a hundred steps pass until one is as fast as
+# while it serves, and some after another kind of step.
+WARM_UP_STEPS, WARM_UP_SECONDS = 100, 0.35  # at most
+RUN_STEPS, RUN_SECONDS = 8, 0.05  # of one thing in a row, at most; the best of the second half counts
+SECONDS = 1.2  # in all; a slow model is measured in fewer places
 _TOKEN = 1  # any will do
 _GREEDY = SamplingParams(temperature=0)
 
@@ -27,15 +31,17 @@ class Calibration:
         self._executor = executor
         self._blocks = blocks
         self._costs = costs
-        self._seconds = 0.0
         longest = min(max_rows, executor.config.context_length - 1)
         points = [(count, 0) for count in ROWS if count <= longest]
-        # (rows, tokens to draft): the first of each warm up, without the next ones there is no speculation.
+        # (rows, tokens to draft): without the first ones there is no speculation.
         drafts = [(1, 1), (1, executor.max_draft_tokens)] if executor.max_draft_tokens else []
-        warm_up = [(1, 0), *drafts[:1]]
-        more = [*points[2:], *drafts, *(points + drafts) * (REPEATS - 1)]
-        self._num_warm_up, self._num_more = len(warm_up), len(more)
-        self._todo = [*warm_up, *points[:2], *drafts, *more]  # of `more` as much as there is time for
+        needed, others = [*points[:1], *drafts, *points[1:2]], points[2:]
+        more = [*others, *(needed + others) * (REPEATS - 1)]
+        self._num_more = len(more)
+        self._todo = [*needed, *more]  # of `more` as much as there is time for
+        self._seconds = 0.0
+        self._run: list[float] = []  # seconds of each step of the run
+        self._is_warm = False
 
     @property
     def done(self) -> bool:
@@ -44,27 +50,39 @@ class Calibration:
 
     def advance(self) -> None:
         """Run the next measurement, unless too few blocks are empty. Call it between two steps."""
-        rows, drafted = self._todo.pop(0)
+        rows, drafted = self._todo[0]
         table = self._blocks.empty_blocks(self._blocks.blocks_for(rows + 1))
         if table is None:
+            self._next()
             return
         try:
-            seconds = self._run(rows, drafted, table)
+            seconds = self._measure(rows, drafted, table)
         except Exception:
             logger.exception("what steps cost could not be measured: there is little speculation, or none")
             self._todo.clear()
             return
         self._seconds += seconds
+        self._run.append(seconds)
+        if not self._is_warm:
+            self._is_warm = len(self._run) >= WARM_UP_STEPS or self._seconds >= WARM_UP_SECONDS
+            if self._is_warm:
+                self._run.clear()
+        elif len(self._run) >= RUN_STEPS or (len(self._run) > 1 and sum(self._run) > RUN_SECONDS):
+            ms = 1e3 * min(self._run[len(self._run) // 2 :])
+            if drafted:
+                self._costs.measured_draft(drafted, ms)
+            else:
+                self._costs.measured(rows, ms)
+            self._next()
+
+    def _next(self) -> None:
+        """Go on with another thing, if there is time."""
+        del self._todo[0]
+        self._run.clear()
         if self._seconds > SECONDS and len(self._todo) <= self._num_more:
             self._todo.clear()
-        if self._num_warm_up:
-            self._num_warm_up -= 1
-        elif drafted:
-            self._costs.measured_draft(drafted, 1e3 * seconds)
-        else:
-            self._costs.measured(rows, 1e3 * seconds)
 
-    def _run(self, rows: int, drafted: int, table: list[int]) -> float:
+    def _measure(self, rows: int, drafted: int, table: list[int]) -> float:
         """Seconds of a step that verifies `rows - 1` proposals and drafts `drafted` tokens."""
         piece = SequenceSlice(
             token_ids=(_TOKEN,),

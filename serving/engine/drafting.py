@@ -24,6 +24,7 @@ MODEL_PRIOR = FixedPrior((0.45,))  # by position
 CONFIDENCES = 10  # parts of 0 .. 1 that are told apart
 MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by length of the match
 QUIET = 16  # steps without drafting after which the draft model follows no longer
+HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
 
 Cost = abc.Callable[[int], float]  # milliseconds of a step by the number of proposals in it
@@ -94,9 +95,9 @@ class Drafter:
         rows = sum(part.num_rows for part in parts)
         drafts = [part.sequence.draft for part in parts if part.draft is not None and part.draft.num_tokens]
         drafted = sum(len(draft.model_tokens) for draft in drafts if draft is not None)
-        self.costs.observe(len(parts), rows, drafted, ms)
+        usual = self.costs.observe(len(parts), rows, drafted, ms)
         speculated = drafted > 0 or rows > len(parts)
-        self.comparison.step_done(len(parts), num_tokens, ms, speculated=speculated)
+        self.comparison.step_done(len(parts), num_tokens, min(ms, HICCUP * usual), speculated=speculated)
 
     def _propose(self, decodes: list[Part], num_rows: int, free_rows: int) -> None:
         """Let sequences bring as many proposals as pay, in a step of `num_rows` rows without them."""

@@ -70,13 +70,17 @@ class StepCosts:
         self._drafting.clear()
         self._draft_steps[num_tokens] = min(self._draft_steps.get(num_tokens, ms), ms)
 
-    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> None:
-        """A decode step of so many rows, proposals included, in which so many tokens were drafted."""
+    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> float:
+        """A decode step of so many rows, proposals included, in which so many tokens were drafted.
+
+        Returns what such a step usually takes by now.
+        """
         self._number += 1
         expected = self._base_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
         self._drift.add(ms / expected, self._number)
         if rows == num_sequences and not num_drafted:
             self._plain.setdefault(rows, _Samples()).add(ms, self._number)
+        return expected * self._drift.median
 
     def plain_ms(self, num_sequences: int) -> float:
         """Milliseconds of a decode step without proposals and drafts."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import pytest
 
+from flashlet.serving.engine.drafting import Drafter
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
+from flashlet.serving.engine.plan import Part
+from flashlet.serving.engine.sequence import Sequence
 from flashlet.serving.engine.step_costs import STALE, StepCosts
 
 
@@ -24,8 +28,8 @@ def test_costs_lie_on_straight_lines_between_what_was_measured() -> None:
 
 def test_costs_drift_with_the_median_of_live_steps() -> None:
     costs = costs_of((1, 5.0), (4, 6.0), (8, 9.0))
-    for ms in (10.0, 10.0, 90.0, 10.0, 10.0):
-        costs.observe(1, 1, 0, ms)
+    usual = [costs.observe(1, 1, 0, ms) for ms in (10.0, 10.0, 90.0, 10.0, 10.0)]
+    assert usual == [10.0] * 5
     assert (costs.ms(1), costs.ms(4)) == (10.0, 12.0)  # everything is twice as slow now
     costs.observe(1, 4, 0, 7.0)
     assert costs.ms(4) == 12.0  # one step does not say what three rows more cost
@@ -93,3 +97,15 @@ def test_what_does_not_pay_is_off_for_longer_and_longer(caplog: pytest.LogCaptur
     assert "0.83 times as fast" in caplog.text
     run(comparison, tokens=2, ms=6.0, steps=20_000)
     assert comparison.phase is not Phase.OFF  # it is tried again, and stays on once it pays
+
+
+def test_hiccups_do_not_speak_against_speculation() -> None:
+    """Every tenth step takes ten times as long, whatever it does; plain ones are too few to show that."""
+    drafter = Drafter(costs_of((1, 5.0), (4, 6.0)), 0)
+    nobody = cast("Sequence", None)
+    plain = [Part(nobody, 1, samples=True, decodes=True)]
+    proposing = [Part(nobody, 1, samples=True, decodes=True, proposed=[7, 7, 7])]
+    for number in range(200):
+        drafter.step_done(plain if number % 64 == 0 else proposing, 2, 60.0 if number % 10 == 1 else 6.0)
+    assert drafter.comparison.phase is not Phase.OFF
+    assert drafter.comparison.speedup > 1.5
