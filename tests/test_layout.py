@@ -35,8 +35,8 @@ TORCH = {"torch", "transformers", "accelerate", "bitsandbytes"}  # the extra `to
 TORCH_MODEL = {
     f"model/{name}.py"
     for name in (
-        "arithmetic", "decoder", "decoder_module", "draft_module", "draft_transformer", "executor_torch", "rounded_linear",
-        "kv_pool", "transformer", "transformer_weights",
+        "arithmetic", "decoder", "decoder_module", "draft_module", "draft_transformer", "executor_torch",
+        "kv_pool", "rounded_linear", "transformer", "transformer_weights",
     )
 }  # fmt: skip
 TORCH_SERVING = {
