@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 ROWS = (1, 4, 8, 16, 2, 3, 6, 12, 32)  # the coarse picture first
 REPEATS = 2  # of everything
-# Large caches learn slowly what is read again and again: about a hundred steps pass until one is as fast as
-# while it serves, and some after another kind of step.
+# Large caches learn slowly what is read again and again: it takes about a hundred steps until one is as fast
+# as it will be later, and some more after steps of another kind.
 WARM_UP_STEPS, WARM_UP_SECONDS = 100, 0.35  # at most
 RUN_STEPS, RUN_SECONDS = 8, 0.05  # of one thing in a row, at most; the best of the second half counts
 SECONDS = 1.2  # in all; a slow model is measured in fewer places
