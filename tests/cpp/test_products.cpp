@@ -58,8 +58,8 @@ std::vector<float> product(const KernelTable& kernels, const Matrix& w, const st
     const int stride = static_cast<int>(out.size()) / rows;
     const int middle = w.panels / 4 * 2;  // two calls: panels are independent
     const Matrix own = arranged(kernels, w);
-    kernels.matmul(own.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride);
-    kernels.matmul(own.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride);
+    kernels.matmul(own.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride, nullptr);
+    kernels.matmul(own.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride, nullptr);
     return out;
 }
 
@@ -181,7 +181,7 @@ TEST(rows_are_quantized_to_the_nearest_integer) {
             std::vector<float> found(kGroup);
             kernels->matmul(arranged(*kernels, one_hot).view(),
                             {quantized.values.data(), &unit, quantized.stride}, 1, 0, 2, Epilogue::kStore,
-                            found.data(), kGroup);
+                            found.data(), kGroup, nullptr);
             for (size_t i = 0; i < kGroup; ++i) {
                 CHECK(static_cast<int>(found[i]) == expected.q[i], "(%s, round %d, %zu: %f)", kernels->name,
                       round, i, static_cast<double>(found[i]));

@@ -141,7 +141,7 @@ void Decoder::layer(Worker& worker, int index, float* x, int rows, int finished)
 void Decoder::attention(Worker& worker, int index, float* x, int rows, int finished) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
     team_.product(worker, w.qkv, normed(worker, x, w.attn_norm, rows), rows, Epilogue::kStore, qkv_.data(),
-                  qkv_stride_, Stage::kQkv);
+                  qkv_stride_, Stage::kQkv, &w.o);
     const int group = shape_.num_heads / shape_.num_kv_heads;
     // Tiles may read keys that other units rotate: then all of them must lie in the pool first.
     const bool split = !split_units_.empty() && finished == planned_rows_;

@@ -196,7 +196,7 @@ void Draft::choose(Worker& worker, int rows) {
                             hidden_);
     });
     team_.product(worker, weights_.head, x, rows, Epilogue::kStore, logits_.data(), logit_stride_,
-                  Stage::kDraft);
+                  Stage::kDraft, &weights_.input);
     team_.each(worker, rows, 1, [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
             const auto at = static_cast<size_t>(row);

@@ -145,9 +145,9 @@ struct KernelTable {
     void (*arrange)(const PackedMatrix& w, uint8_t* out);
 
     // Multiplies rows by arranged panels [begin, end). Gated: begin and end are even. out:
-    // [rows][out_stride].
+    // [rows][out_stride]. next: where the caller will go on reading, if not in the panels that follow.
     void (*matmul)(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end,
-                   Epilogue epilogue, float* out, int out_stride);
+                   Epilogue epilogue, float* out, int out_stride, const uint8_t* next);
 
     // Rotates one head in place; cos and sin: [head_dim / 2].
     void (*rope)(float* head, const float* cos, const float* sin, int head_dim);

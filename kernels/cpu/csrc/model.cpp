@@ -123,6 +123,7 @@ void Model::keep_features(Worker& worker, int layers) {
 
 void Model::logits(Worker& worker) {
     const int total = static_cast<int>(plan_->logit_rows.size());
+    const PackedMatrix* next = drafting_ ? draft_->first_matrix() : decoder_.first_matrix(0);  // of a next step
     for (int first = 0; first < total; first += kLogitRows) {
         const int rows = std::min(kLogitRows, total - first);
         const QuantizedRows x = team_.quantized(worker, rows, hidden_, [&](int i) {
@@ -130,7 +131,7 @@ void Model::logits(Worker& worker) {
                             plan_->logit_rows[static_cast<size_t>(first + i)].row);
         });
         team_.product(worker, weights_.head, x, rows, Epilogue::kStore, logits_.data(), padded_vocab_,
-                      Stage::kHead);
+                      Stage::kHead, next);
         team_.each(worker, rows, 1, [&](int begin, int end) {
             for (int i = begin; i < end; ++i) {
                 float* row = logits_.data() + static_cast<size_t>(i) * static_cast<size_t>(padded_vocab_);
@@ -145,7 +146,7 @@ void Model::logits(Worker& worker) {
                 check_proposal(first + i);
             }
         });
-        team_.finish(worker, Stage::kSample, drafting_ ? draft_->first_matrix() : nullptr);
+        team_.finish(worker, Stage::kSample, next);
     }
 }
 

@@ -9,15 +9,28 @@ namespace flashlet::FLASHLET_ISA {
 // for the lines this far ahead doubled the speed of a single row.
 inline constexpr int kPrefetchDistance = 16384;
 
+// What to ask memory for: the bytes from `at` to `stop`, then, if it is given, those from `next` on.
+struct Ahead {
+    const uint8_t *at, *stop, *next;
+    void ask(int bytes) {
+        prefetch_bytes(at, bytes);
+        at += bytes;
+        if (at < stop || next == nullptr) return;
+        at = next;
+        next = nullptr;
+    }
+};
+
 // out[r] = (rows of x) . (one panel), scaled and biased.
 template <class Format, int Rows>
-inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows& x, int row, F32x16* out) {
+inline void multiply_panel(const PackedMatrix& w, int panel, const QuantizedRows& x, int row, Ahead& ahead,
+                           F32x16* out) {
     const uint8_t* cell = w.cells + static_cast<size_t>(panel) * w.panel_bytes();
     const int16_t* tile = x.values + static_cast<size_t>(row) * x.stride;
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) out[r] = splat(0.0f);
     for (int g = 0; g < w.groups; ++g, cell += Format::kBytes, tile += Format::kRowUnits * Rows) {
-        prefetch_bytes(cell + kPrefetchDistance, Format::kBytes);
+        ahead.ask(Format::kBytes);
         Format::template multiply<Rows>(cell, g, tile, out);
     }
 #pragma GCC unroll 16
@@ -36,6 +49,14 @@ struct MatmulTask {
     Epilogue epilogue;
     float* out;
     int out_stride;
+    const uint8_t* next;
+
+    const uint8_t* panel(int index) const { return w.cells + static_cast<size_t>(index) * w.panel_bytes(); }
+    Ahead ahead() const {
+        const uint8_t *at = panel(begin) + kPrefetchDistance, *stop = panel(end);
+        if (at < stop || next == nullptr) return {at, stop, next};
+        return {next + (at - stop), stop, nullptr};
+    }
 };
 
 template <class Format, int Rows>
@@ -43,9 +64,10 @@ void multiply_tile(const MatmulTask& task, int row) {
     F32x16 product[Rows];
     F32x16 up[Rows];
     const bool gated = task.epilogue == Epilogue::kGatedSilu;
+    Ahead ahead = task.ahead();
     for (int panel = task.begin; panel < task.end; panel += gated ? 2 : 1) {
-        multiply_panel<Format, Rows>(task.w, panel, task.x, row, product);
-        if (gated) multiply_panel<Format, Rows>(task.w, panel + 1, task.x, row, up);
+        multiply_panel<Format, Rows>(task.w, panel, task.x, row, ahead, product);
+        if (gated) multiply_panel<Format, Rows>(task.w, panel + 1, task.x, row, ahead, up);
         float* out =
             task.out + static_cast<size_t>(row) * task.out_stride + (gated ? panel / 2 : panel) * kLanes;
         for (int r = 0; r < Rows; ++r, out += task.out_stride) {
@@ -91,8 +113,8 @@ void arrange_matrix(const PackedMatrix& w, uint8_t* out) {
 }
 
 void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,
-            float* out, int out_stride) {
-    const MatmulTask task{w, x, begin, end, epilogue, out, out_stride};
+            float* out, int out_stride, const uint8_t* next) {
+    const MatmulTask task{w, x, begin, end, epilogue, out, out_stride, next};
     for (int row = 0; row < rows;) {
         const RowTile tile = tile_of(row, rows, kMaxRows);
         dispatch_rows<Tile>(tile.rows, task, row);

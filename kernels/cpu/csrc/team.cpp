@@ -42,12 +42,8 @@ void Team::run(const std::function<void(Worker&)>& job) {
 
 void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     ++worker.stage;
-    const uint8_t *line = nullptr, *end = nullptr;
-    if (next != nullptr && next->cells != nullptr) {
-        const int panel = part_begin(next->panels, chunk_of(*next), worker.index, pool_.size());
-        line = next->cells + static_cast<size_t>(panel) * next->panel_bytes();
-        end = line + std::min(kHeadStart, static_cast<size_t>(next->cells + next->bytes() - line));
-    }
+    const uint8_t *line = part_of(worker, next), *end = line;
+    if (line != nullptr) end += std::min(kHeadStart, static_cast<size_t>(next->cells + next->bytes() - line));
     pool_.barrier([&] {
         for (int i = 0; i < 4 && line < end; ++i, line += kLine) __builtin_prefetch(line, 0, 2);
         return line < end;
@@ -69,10 +65,20 @@ int Team::chunk_of(const PackedMatrix& w) const {
     return largest;
 }
 
+const uint8_t* Team::part_of(const Worker& worker, const PackedMatrix* w) const {
+    if (w == nullptr || w->cells == nullptr) return nullptr;
+    const int panel = part_begin(w->panels, chunk_of(*w), worker.index, pool_.size());
+    return w->cells + static_cast<size_t>(panel) * w->panel_bytes();
+}
+
 void Team::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
                    float* out, int out_stride, Stage stage, const PackedMatrix* next) {
-    each(worker, w.panels, chunk_of(w),
-         [&](int begin, int end) { kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride); });
+    const int chunk = chunk_of(w), own_end = part_begin(w.panels, chunk, worker.index + 1, pool_.size());
+    const uint8_t* next_part = part_of(worker, next);
+    each(worker, w.panels, chunk, [&](int begin, int end) {
+        const bool last = end == own_end || end == w.panels;
+        kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride, last ? next_part : nullptr);
+    });
     finish(worker, stage, next);
 }
 

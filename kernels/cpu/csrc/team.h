@@ -71,6 +71,7 @@ class Team {
     }
 
     // `next`: the matrix whose product follows; a thread that waits asks for the first bytes of its part.
+    // Those of a product begin to do so where they would read beyond their part.
     void finish(Worker& worker, Stage stage, const PackedMatrix* next = nullptr);
 
     // Rows as integers: row_of(row) gives the floats, `stride` of them, a multiple of kGroup. A few rows are
@@ -115,6 +116,7 @@ class Team {
 
   private:
     int chunk_of(const PackedMatrix& w) const;
+    const uint8_t* part_of(const Worker& worker, const PackedMatrix* w) const;  // null if there is none
     size_t input_units(const TeamLimits& limits) const {
         return static_cast<size_t>(limits.width / kGroup * kernels_.group_units);
     }
