@@ -39,8 +39,10 @@ struct Context {
 
     void fill(const KernelTable& kernels) {
         pool.assign((block_table.size() + 1) * cell_bytes(), 0xff);  // NaN where nothing is stored
-        for (int t = 0; t < length; ++t)
-            kernels.store_kv(cell(t), format, t % kBlock, head_dim, key(t), value(t));
+        for (int t = 0; t < length; ++t) {
+            kernels.store_key(cell(t), format, t % kBlock, head_dim, key(t));
+            kernels.store_value(cell(t), format, t % kBlock, head_dim, value(t));
+        }
     }
 };
 

@@ -59,7 +59,8 @@ std::vector<float> product(const KernelTable& kernels, const Matrix& w, const st
     const int middle = w.panels / 4 * 2;  // two calls: panels are independent
     const Matrix own = arranged(kernels, w);
     kernels.matmul(own.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride, nullptr);
-    kernels.matmul(own.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride, nullptr);
+    kernels.matmul(own.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride,
+                   nullptr);
     return out;
 }
 

@@ -49,16 +49,32 @@ inline float quantize_head(const float* x, int head_dim, int8_t* q) {
     return zero ? 0.0f : largest / 127.0f;
 }
 
-void store_kv(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key, const float* value) {
-    const int n = round_up(head_dim, kLanes);
-    const size_t plane = static_cast<size_t>(kBlock) * n;
-    const int panel = slot / kLanes, lane = slot % kLanes;
+void store_key(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key) {
+    const int n = round_up(head_dim, kLanes), panel = slot / kLanes, lane = slot % kLanes;
     if (format == KvFormat::kInt8) {
         alignas(64) int8_t codes[kMaxHeadDim];
-        float* scales = reinterpret_cast<float*>(cell + 2 * plane);
+        float* scales = reinterpret_cast<float*>(cell + 2 * static_cast<size_t>(kBlock) * n);
         scales[slot] = quantize_head(key, head_dim, codes);
         uint8_t* k = cell + static_cast<size_t>(panel) * n * kLanes + 2 * lane;
         for (int d = 0; d < n; ++d) k[d / 2 * 2 * kLanes + d % 2] = static_cast<uint8_t>(codes[d]);
+        return;
+    }
+    alignas(64) float buffer[kMaxHeadDim];
+    alignas(64) uint16_t halves[kLanes];
+    uint16_t* k = reinterpret_cast<uint16_t*>(cell) + static_cast<size_t>(panel) * n * kLanes + lane;
+    key = padded_head(key, head_dim, buffer);
+    for (int d = 0; d < n; d += kLanes) {
+        store_half(halves, load(key + d));
+        for (int i = 0; i < kLanes; ++i) k[(d + i) * kLanes] = halves[i];
+    }
+}
+
+void store_value(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* value) {
+    const int n = round_up(head_dim, kLanes);
+    const size_t plane = static_cast<size_t>(kBlock) * n;
+    if (format == KvFormat::kInt8) {
+        alignas(64) int8_t codes[kMaxHeadDim];
+        float* scales = reinterpret_cast<float*>(cell + 2 * plane);
         scales[kBlock + slot] = quantize_head(value, head_dim, codes);
         uint8_t* v = cell + plane + slot / 2 * 2 * kLanes + slot % 2;
         for (int d = 0; d < n; ++d) {
@@ -68,14 +84,7 @@ void store_kv(uint8_t* cell, KvFormat format, int slot, int head_dim, const floa
         return;
     }
     alignas(64) float buffer[kMaxHeadDim];
-    alignas(64) uint16_t halves[kLanes];
-    uint16_t* k = reinterpret_cast<uint16_t*>(cell) + static_cast<size_t>(panel) * n * kLanes + lane;
     uint16_t* v = reinterpret_cast<uint16_t*>(cell) + plane + slot * kLanes;
-    key = padded_head(key, head_dim, buffer);
-    for (int d = 0; d < n; d += kLanes) {
-        store_half(halves, load(key + d));
-        for (int i = 0; i < kLanes; ++i) k[(d + i) * kLanes] = halves[i];
-    }
     value = padded_head(value, head_dim, buffer);
     for (int d = 0; d < n; d += kLanes) {
         store_half(v + static_cast<size_t>(d / kLanes) * kBlock * kLanes, load(value + d));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace flashlet {
 namespace {
@@ -10,6 +11,12 @@ constexpr int kSplitUnits = 4;  // units of attention per thread, up to which th
 
 // In the longest context.
 int spans(const ModelShape& shape) { return (shape.context_length + kSpan * kBlock - 1) / (kSpan * kBlock); }
+
+// A thread that multiplies with a part of qkv has whole heads.
+DecoderWeights with_whole_heads(DecoderWeights weights, int head_dim) {
+    for (LayerWeights& layer : weights.layers) layer.qkv.unit = std::lcm(head_dim, kLanes) / kLanes;
+    return weights;
+}
 
 }  // namespace
 
@@ -32,7 +39,7 @@ Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weig
     : team_(team),
       kernels_(team.kernels()),
       shape_(shape),
-      weights_(weights),
+      weights_(with_whole_heads(weights, shape.head_dim)),
       after_(after),
       kv_(kv),
       cell_bytes_(kv_cell_bytes(kv.format, round_up(shape.head_dim, kLanes))),
@@ -67,7 +74,6 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
     segments_ = &segments;
     units_.clear();
     planned_rows_ = 0;
-    chained_ = singles > 0 && static_cast<size_t>(singles) < segments.size();
     int tokens = kernels_.max_rows / std::min(shape_.num_heads / shape_.num_kv_heads, kernels_.max_rows);
     // Alone, a segment makes few units: two tiles let threads share an odd number of heads evenly.
     if (segments.size() == 1) tokens = std::min(tokens, (segments[0].rows + 1) / 2);
@@ -89,7 +95,6 @@ void Decoder::plan_units(int tokens) {
     const int heads = std::min(group, kernels_.max_rows);
     for (size_t i = 0; i < segments_->size(); ++i) {
         const Segment& segment = (*segments_)[i];
-        chained_ |= segment.rows > 1;
         planned_rows_ += segment.rows;
         std::fill_n(row_segments_.begin() + segment.first_row, segment.rows, static_cast<int>(i));
         for (int row = 0; row < segment.rows; row += tokens) {
@@ -141,34 +146,22 @@ void Decoder::layer(Worker& worker, int index, float* x, int rows, int finished)
 void Decoder::attention(Worker& worker, int index, float* x, int rows, int finished) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
     team_.product(worker, w.qkv, normed(worker, x, w.attn_norm, rows), rows, Epilogue::kStore, qkv_.data(),
-                  qkv_stride_, Stage::kQkv, &w.o);
-    const int group = shape_.num_heads / shape_.num_kv_heads;
-    // Tiles may read keys that other units rotate: then all of them must lie in the pool first.
-    const bool split = !split_units_.empty() && finished == planned_rows_;
-    const bool first =
-        split || group > kernels_.max_rows || finished < rows || (chained_ && rows == planned_rows_);
-    if (first) {
-        team_.each(worker, rows, team_.row_chunk(rows), [&](int begin, int end) {
-            for (int row = begin; row < end; ++row) {
-                for (int head = 0; head < shape_.num_kv_heads; ++head) rotate_and_store(index, row, head);
-            }
-        });
-        team_.finish(worker, Stage::kRope);
-    }
+                  qkv_stride_, Stage::kQkv, &w.o, [&](int begin, int end) {
+                      const int heads = shape_.num_heads + 2 * shape_.num_kv_heads, dim = shape_.head_dim;
+                      store_heads(index, begin * kLanes / dim, std::min(end * kLanes / dim, heads), rows);
+                  });
     if (finished == 0) return;
+    const int group = shape_.num_heads / shape_.num_kv_heads;
     const int heads = std::min(group, kernels_.max_rows);
     const int per_row = shape_.num_kv_heads * ((group + heads - 1) / heads);
     const int units = finished == planned_rows_ ? static_cast<int>(units_.size()) : finished * per_row;
     const auto attend_units = [&](int begin, int end) {
-        for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-            if (!first) rotate_and_store(index, units_[i].row, units_[i].kv_head);
-            attend(worker, index, units_[i]);
-        }
+        for (int i = begin; i < end; ++i) attend(worker, index, units_[static_cast<size_t>(i)]);
     };
     const auto attend_spans = [&](int begin, int end) {
         for (int i = begin; i < end; ++i) attend_span(index, split_units_[static_cast<size_t>(i)]);
     };
-    if (split) {
+    if (!split_units_.empty() && finished == planned_rows_) {
         team_.each(worker, static_cast<int>(split_units_.size()), 1, attend_spans);
     } else {
         team_.each(worker, units, 1, attend_units);
@@ -192,44 +185,48 @@ const PackedMatrix* Decoder::first_matrix(int layer) const {
     return w.qkv.cells != nullptr ? &w.qkv : &w.gate_up;
 }
 
-// RoPE for one key-value head of one row and the query heads that share it; K and V go to the pool.
-void Decoder::rotate_and_store(int layer, int row, int kv_head) {
+// Heads [first, last) of the rows, as the product gives them: queries, keys, values.
+void Decoder::store_heads(int layer, int first, int last, int rows) {
+    for (int row = 0; row < rows; ++row) {
+        for (int head = first; head < last; ++head) store_head(layer, head, row);
+    }
+}
+
+// RoPE; then queries become integers, keys and values go to the pool.
+void Decoder::store_head(int layer, int head, int row) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
     const Segment& segment = (*segments_)[static_cast<size_t>(row_segments_[static_cast<size_t>(row)])];
-    const int dim = shape_.head_dim, group = shape_.num_heads / shape_.num_kv_heads;
-    const int padded_dim = round_up(dim, kLanes);
-    const int position = segment.start + row - segment.first_row;
-    const size_t table = static_cast<size_t>(position) * static_cast<size_t>(dim / 2);
-    float* qkv = qkv_.data() + static_cast<size_t>(row) * static_cast<size_t>(qkv_stride_);
-    alignas(64) float head[512 + kLanes];
-    const auto rotate = [&](float* x, const float* norm) {
-        if (norm != nullptr) {
-            std::fill_n(head, padded_dim, 0.0f);
-            std::copy_n(x, dim, head);
-            kernels_.rms_norm(head, norm, dim, shape_.rms_norm_eps, head);
-            std::copy_n(head, dim, x);
-        }
-        kernels_.rope(x, weights_.rope_cos + table, weights_.rope_sin + table, dim);
-    };
-    float* key = qkv + query_size_ + kv_head * dim;
-    rotate(key, w.k_norm);
-    kernels_.store_kv(cell(layer, segment.block_table[position / kBlock], kv_head), kv_.format,
-                      position % kBlock, dim, key, key + kv_size_);
-    const float softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
-    for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-        float* query = qkv + h * dim;
-        rotate(query, w.q_norm);
-        const auto slot =
-            static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(h);
-        if (kv_.format == KvFormat::kInt8) {
-            std::fill_n(head, padded_dim, 0.0f);
-            std::copy_n(query, dim, head);
-            int16_t* q = queries_.data() + slot * static_cast<size_t>(padded_dim);
-            query_scales_[slot] = kernels_.quantize(head, padded_dim, q, 0, 1) * softmax_scale;
-        } else {
-            query_scales_[slot] = softmax_scale;
-        }
+    const int dim = shape_.head_dim, padded_dim = round_up(dim, kLanes);
+    const int position = segment.start + row - segment.first_row, slot = position % kBlock;
+    const int kv_head = head - shape_.num_heads;
+    const auto target = [&](int index) { return cell(layer, segment.block_table[position / kBlock], index); };
+    float* x = qkv_.data() + static_cast<size_t>(row) * static_cast<size_t>(qkv_stride_) + head * dim;
+    if (kv_head >= shape_.num_kv_heads) {
+        kernels_.store_value(target(kv_head - shape_.num_kv_heads), kv_.format, slot, dim, x);
+        return;
     }
+    alignas(64) float padded[512 + kLanes];
+    if (const float* norm = kv_head < 0 ? w.q_norm : w.k_norm; norm != nullptr) {
+        std::fill_n(padded, padded_dim, 0.0f);
+        std::copy_n(x, dim, padded);
+        kernels_.rms_norm(padded, norm, dim, shape_.rms_norm_eps, padded);
+        std::copy_n(padded, dim, x);
+    }
+    const size_t table = static_cast<size_t>(position) * static_cast<size_t>(dim / 2);
+    kernels_.rope(x, weights_.rope_cos + table, weights_.rope_sin + table, dim);
+    if (kv_head >= 0) {
+        kernels_.store_key(target(kv_head), kv_.format, slot, dim, x);
+        return;
+    }
+    const float softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
+    const auto query =
+        static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(head);
+    query_scales_[query] = softmax_scale;
+    if (kv_.format != KvFormat::kInt8) return;
+    std::fill_n(padded, padded_dim, 0.0f);
+    std::copy_n(x, dim, padded);
+    int16_t* q = queries_.data() + query * static_cast<size_t>(padded_dim);
+    query_scales_[query] *= kernels_.quantize(padded, padded_dim, q, 0, 1);
 }
 
 AttentionTile Decoder::attention_tile(int layer, const AttentionUnit& unit) {

@@ -69,7 +69,8 @@ class Decoder {
     void feed_forward(Worker& worker, int index, float* x, int rows);
     QuantizedRows normed(Worker& worker, const float* x, const float* norm, int rows);
     QuantizedRows plain(Worker& worker, const float* x, int rows, int stride);
-    void rotate_and_store(int layer, int row, int kv_head);
+    void store_heads(int layer, int first, int last, int rows);
+    void store_head(int layer, int head, int row);
     void plan_units(int tokens);
     void plan_split(int ahead);
     AttentionTile attention_tile(int layer, const AttentionUnit& unit);
@@ -95,7 +96,6 @@ class Decoder {
     std::vector<float> split_partials_;
     const std::vector<Segment>* segments_ = nullptr;
     int planned_rows_ = 0;
-    bool chained_ = false;  // some row reads keys that another one stores in the same step
 };
 
 }  // namespace flashlet

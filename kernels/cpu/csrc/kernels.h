@@ -35,6 +35,7 @@ struct PackedMatrix {
     int panels = 0;
     int groups = 0;
     WeightFormat format = WeightFormat::kInt8;
+    int unit = 2;  // panels that one thread multiplies together: gate and up, or whole heads
 
     int cell_bytes() const { return format == WeightFormat::kInt8 ? kCellBytes : kHalfCellBytes; }
     size_t panel_bytes() const { return static_cast<size_t>(groups * cell_bytes()); }
@@ -152,9 +153,9 @@ struct KernelTable {
     // Rotates one head in place; cos and sin: [head_dim / 2].
     void (*rope)(float* head, const float* cos, const float* sin, int head_dim);
 
-    // Writes one token's key and value heads into its slot of a KV cell.
-    void (*store_kv)(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key,
-                     const float* value);
+    // Writes one token's key or value head into its slot of a KV cell.
+    void (*store_key)(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* key);
+    void (*store_value)(uint8_t* cell, KvFormat format, int slot, int head_dim, const float* value);
 
     // Attention within one span: partial[tile.rows][partial_stride].
     void (*attend)(const AttentionTile& tile, int span, float* partial);

@@ -9,10 +9,29 @@
 namespace flashlet::FLASHLET_ISA {
 
 inline constexpr KernelTable make_table(const char* name) {
-    return {name,           kMaxRows, rms_norm, quantize, Groups::quantize, Groups::kRowUnits,
-            arrange_matrix, matmul,   rope,     store_kv, attend,           combine,
-            embed,          argmax,   valid,    collect,  exp_sum,          gumbel_argmax,
-            gumbel,         exp,      log,      read};
+    return {name,
+            kMaxRows,
+            rms_norm,
+            quantize,
+            Groups::quantize,
+            Groups::kRowUnits,
+            arrange_matrix,
+            matmul,
+            rope,
+            store_key,
+            store_value,
+            attend,
+            combine,
+            embed,
+            argmax,
+            valid,
+            collect,
+            exp_sum,
+            gumbel_argmax,
+            gumbel,
+            exp,
+            log,
+            read};
 }
 
 }  // namespace flashlet::FLASHLET_ISA

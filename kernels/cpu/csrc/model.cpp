@@ -123,7 +123,8 @@ void Model::keep_features(Worker& worker, int layers) {
 
 void Model::logits(Worker& worker) {
     const int total = static_cast<int>(plan_->logit_rows.size());
-    const PackedMatrix* next = drafting_ ? draft_->first_matrix() : decoder_.first_matrix(0);  // of a next step
+    const PackedMatrix* next =
+        drafting_ ? draft_->first_matrix() : decoder_.first_matrix(0);  // of a next step
     for (int first = 0; first < total; first += kLogitRows) {
         const int rows = std::min(kLogitRows, total - first);
         const QuantizedRows x = team_.quantized(worker, rows, hidden_, [&](int i) {

@@ -73,8 +73,8 @@ class NativeModel {
     }
 
     nb::dict take_profile() {
-        static constexpr const char* kNames[] = {"embed",   "norm", "qkv",  "rope",   "attention", "output",
-                                                 "gate_up", "down", "head", "sample", "draft"};
+        static constexpr const char* kNames[] = {"embed",   "norm", "qkv",  "attention", "output",
+                                                 "gate_up", "down", "head", "sample",    "draft"};
         const auto seconds = open().take_profile();
         nb::dict result;
         for (size_t i = 0; i < seconds.size(); ++i) result[kNames[i]] = seconds[i];

@@ -9,6 +9,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kHeadStart = size_t{1} << 17;  // bytes per thread: a part of its second-level cache
 constexpr size_t kLine = 64;
+constexpr int kLargestChunk = 32;  // panels
 
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
@@ -55,11 +56,13 @@ void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     worker.mark = now;
 }
 
-// Four or more chunks per thread, in whole gate/up pairs, none larger than the second-level cache; as many
-// for each thread, if that can be.
+// Four or more chunks per thread, in whole units, none larger than the second-level cache; as many for each
+// thread, if that can be.
 int Team::chunk_of(const PackedMatrix& w) const {
-    const int largest = std::clamp(w.panels / (8 * pool_.size()), 1, 16) * 2;
-    for (int chunk = largest; 2 * chunk >= largest; chunk -= 2) {
+    const int units =
+        std::clamp(w.panels / (4 * w.unit * pool_.size()), 1, std::max(1, kLargestChunk / w.unit));
+    const int largest = units * w.unit;
+    for (int chunk = largest; 2 * chunk >= largest; chunk -= w.unit) {
         if (w.panels % (chunk * pool_.size()) == 0) return chunk;
     }
     return largest;
@@ -69,17 +72,6 @@ const uint8_t* Team::part_of(const Worker& worker, const PackedMatrix* w) const 
     if (w == nullptr || w->cells == nullptr) return nullptr;
     const int panel = part_begin(w->panels, chunk_of(*w), worker.index, pool_.size());
     return w->cells + static_cast<size_t>(panel) * w->panel_bytes();
-}
-
-void Team::product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
-                   float* out, int out_stride, Stage stage, const PackedMatrix* next) {
-    const int chunk = chunk_of(w), own_end = part_begin(w.panels, chunk, worker.index + 1, pool_.size());
-    const uint8_t* next_part = part_of(worker, next);
-    each(worker, w.panels, chunk, [&](int begin, int end) {
-        const bool last = end == own_end || end == w.panels;
-        kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride, last ? next_part : nullptr);
-    });
-    finish(worker, stage, next);
 }
 
 const float* Team::normed(Worker& worker, const float* x, const float* weight, int width, float eps,

@@ -15,20 +15,7 @@
 
 namespace flashlet {
 
-enum class Stage {
-    kEmbed,
-    kNorm,
-    kQkv,
-    kRope,
-    kAttention,
-    kOutput,
-    kGateUp,
-    kDown,
-    kHead,
-    kSample,
-    kDraft,
-    kCount
-};
+enum class Stage { kEmbed, kNorm, kQkv, kAttention, kOutput, kGateUp, kDown, kHead, kSample, kDraft, kCount };
 using Profile = std::array<double, static_cast<size_t>(Stage::kCount)>;  // seconds
 
 // One thread's own.
@@ -100,8 +87,23 @@ class Team {
         return {values, scales, units};
     }
 
+    // each_part(begin, end): on the thread that multiplied them, as soon as panels [begin, end) are done.
+    template <class Body>
     void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
-                 float* out, int out_stride, Stage stage, const PackedMatrix* next = nullptr);
+                 float* out, int out_stride, Stage stage, const PackedMatrix* next, Body&& each_part) {
+        const int chunk = chunk_of(w), own_end = part_begin(w.panels, chunk, worker.index + 1, size());
+        const uint8_t* next_part = part_of(worker, next);
+        each(worker, w.panels, chunk, [&](int begin, int end) {
+            const bool last = end == own_end || end == w.panels;
+            kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride, last ? next_part : nullptr);
+            each_part(begin, end);
+        });
+        finish(worker, stage, next);
+    }
+    void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
+                 float* out, int out_stride, Stage stage, const PackedMatrix* next) {
+        product(worker, w, x, rows, epilogue, out, out_stride, stage, next, [](int, int) {});
+    }
 
     // The row divided by its root mean square, times weight, in worker.normed; zeros up to `stride`.
     const float* normed(Worker& worker, const float* x, const float* weight, int width, float eps,
