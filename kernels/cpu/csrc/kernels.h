@@ -169,8 +169,8 @@ struct KernelTable {
     // First index of the largest value, -1 if nothing is above -inf; NaN never wins. n is a multiple of 16.
     int (*argmax)(const float* x, int n);
 
-    // Whether no value is NaN or +inf. n is a multiple of 16.
-    bool (*valid)(const float* x, int n);
+    // The largest value; NaN if one is NaN or +inf. n is a multiple of 16.
+    float (*peak)(const float* x, int n);
 
     // Ascending indices of values greater than `above`; returns how many. n is a multiple of 16.
     int (*collect)(const float* x, int n, float above, int32_t* found);
@@ -179,9 +179,9 @@ struct KernelTable {
     float (*exp_sum)(const float* x, int n, float max, float temperature);
 
     // argmax(x[i] / temperature + noise(seed, position, token of i)); -inf is never chosen unless all are.
-    // Tokens ascend: ids[i], or i where there are no ids.
-    int (*gumbel_argmax)(const float* x, const int32_t* ids, int n, float temperature, uint64_t seed,
-                         uint64_t position);
+    // Tokens ascend: ids[i], or i where there are no ids. best: argmax(x).
+    int (*gumbel_argmax)(const float* x, const int32_t* ids, int n, int best, float temperature,
+                         uint64_t seed, uint64_t position);
 
     // Noise of one token.
     float (*gumbel)(uint64_t seed, uint64_t position, uint32_t token);

@@ -24,7 +24,7 @@ inline constexpr KernelTable make_table(const char* name) {
             combine,
             embed,
             argmax,
-            valid,
+            peak,
             collect,
             exp_sum,
             gumbel_argmax,

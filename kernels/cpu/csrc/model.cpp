@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <limits>
 
 namespace flashlet {
@@ -42,7 +43,9 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
                                (draft != nullptr ? static_cast<size_t>(limits.max_slices) : size_t{0})),
                false),
       decoder_(team_, shape, weights_, weights_.head, {kv_pool_.data(), block_bytes_, limits.kv_format},
-               limits.max_rows) {
+               limits.max_rows),
+      head_chunk_(team_.chunk_of(weights_.head)) {
+    peaks_.resize(kLogitRows * chunks_of_head());
     residual_.resize(static_cast<size_t>(limits.max_rows) * static_cast<size_t>(hidden_));
     logits_.resize(static_cast<size_t>(kLogitRows) * static_cast<size_t>(padded_vocab_));
     segments_.reserve(static_cast<size_t>(limits.max_slices));
@@ -123,8 +126,8 @@ void Model::keep_features(Worker& worker, int layers) {
 
 void Model::logits(Worker& worker) {
     const int total = static_cast<int>(plan_->logit_rows.size());
-    const PackedMatrix* next =
-        drafting_ ? draft_->first_matrix() : decoder_.first_matrix(0);  // of a next step
+    // Without drafts, that of the next step, should one follow at once.
+    const PackedMatrix* next = drafting_ ? draft_->first_matrix() : decoder_.first_matrix(0);
     for (int first = 0; first < total; first += kLogitRows) {
         const int rows = std::min(kLogitRows, total - first);
         const QuantizedRows x = team_.quantized(worker, rows, hidden_, [&](int i) {
@@ -132,7 +135,7 @@ void Model::logits(Worker& worker) {
                             plan_->logit_rows[static_cast<size_t>(first + i)].row);
         });
         team_.product(worker, weights_.head, x, rows, Epilogue::kStore, logits_.data(), padded_vocab_,
-                      Stage::kHead, next);
+                      Stage::kHead, next, [&](int begin, int end) { note_peaks(rows, begin, end); });
         team_.each(worker, rows, 1, [&](int begin, int end) {
             for (int i = begin; i < end; ++i) {
                 float* row = logits_.data() + static_cast<size_t>(i) * static_cast<size_t>(padded_vocab_);
@@ -143,7 +146,7 @@ void Model::logits(Worker& worker) {
                 }
                 LogitRow& item = plan_->logit_rows[static_cast<size_t>(first + i)];
                 if (item.sampled && first + i > wrong_[static_cast<size_t>(item.slice)]) continue;
-                answer(worker, item, row);
+                answer(worker, item, i);
                 check_proposal(first + i);
             }
         });
@@ -151,11 +154,34 @@ void Model::logits(Worker& worker) {
     }
 }
 
-void Model::answer(Worker& worker, LogitRow& item, float* row) {
-    std::fill(row + shape_.vocab_size, row + padded_vocab_, -std::numeric_limits<float>::infinity());
-    if (item.sampled) item.target = worker.sampler->sample(row, *item.params);
+// Of the logits of panels [begin, end), while they are in the cache of the thread that multiplied them.
+void Model::note_peaks(int rows, int begin, int end) {
+    const auto first = static_cast<size_t>(begin) * kLanes, last = static_cast<size_t>(end) * kLanes;
+    for (int row = 0; row < rows; ++row) {
+        float* x = logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(padded_vocab_);
+        if (end == weights_.head.panels)
+            std::fill(x + shape_.vocab_size, x + last, -std::numeric_limits<float>::infinity());
+        peaks_[static_cast<size_t>(row) * chunks_of_head() + static_cast<size_t>(begin / head_chunk_)] =
+            kernels_.peak(x + first, static_cast<int>(last - first));
+    }
+}
+
+// First of the largest logits; -1 where no token is possible.
+int32_t Model::best_token(int row) const {
+    const auto begin = peaks_.begin() + row * static_cast<std::ptrdiff_t>(chunks_of_head());
+    const auto end = begin + static_cast<std::ptrdiff_t>(chunks_of_head());
+    if (std::any_of(begin, end, [](float peak) { return std::isnan(peak); })) return -1;
+    const int first = static_cast<int>(std::max_element(begin, end) - begin) * head_chunk_ * kLanes;
+    const float* x = logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(padded_vocab_) + first;
+    const int found = kernels_.argmax(x, std::min(head_chunk_ * kLanes, padded_vocab_ - first));
+    return found < 0 ? found : first + found;
+}
+
+void Model::answer(Worker& worker, LogitRow& item, int row) {
+    const float* logits = logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(padded_vocab_);
+    if (item.sampled) item.target = worker.sampler->sample(logits, *item.params, best_token(row));
     if (item.top >= 0 && item.target >= 0)
-        item.logprobs = worker.sampler->logprobs(row, item.target, item.top);
+        item.logprobs = worker.sampler->logprobs(logits, item.target, item.top);
 }
 
 // Where a proposal was wrong, nobody asks for what is sampled behind it.

@@ -46,7 +46,12 @@ class Model {
     void keep_features(Worker& worker, int layers);
     const float* residual(Worker& worker, int layers, int row);
     void logits(Worker& worker);
-    void answer(Worker& worker, LogitRow& item, float* row);
+    void note_peaks(int rows, int begin, int end);
+    int32_t best_token(int row) const;
+    size_t chunks_of_head() const {
+        return static_cast<size_t>((weights_.head.panels + head_chunk_ - 1) / head_chunk_);
+    }
+    void answer(Worker& worker, LogitRow& item, int row);
     void check_proposal(int index);
 
     const KernelTable& kernels_;
@@ -60,6 +65,8 @@ class Model {
     Decoder decoder_;
     std::unique_ptr<Draft> draft_;
     std::vector<float> residual_, logits_;
+    const int head_chunk_;      // panels that a thread multiplies at once
+    std::vector<float> peaks_;  // [kLogitRows][chunks], the largest logit of each; NaN if one is not a number
     std::vector<Segment> segments_;
     std::unique_ptr<std::atomic<int>[]> wrong_;  // of each slice: logit row of a proposal that was wrong
     bool drafting_ = false;                      // some slice of the step has a draft order

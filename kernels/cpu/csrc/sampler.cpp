@@ -31,9 +31,13 @@ Sampler::Sampler(const KernelTable& kernels, int vocab_size, const int32_t* ids)
     drawn_.reserve(kFewTokens);
 }
 
-int32_t Sampler::sample(const float* logits, const SampleParams& params) {
+int32_t Sampler::best(const float* logits) const {
+    return std::isnan(kernels_.peak(logits, padded_)) ? -1 : kernels_.argmax(logits, padded_);
+}
+
+int32_t Sampler::sample(const float* logits, const SampleParams& params, int32_t best) {
     drawn_.clear();
-    if (!kernels_.valid(logits, padded_)) return -1;
+    if (best < 0) return -1;
     const bool penalized = params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f ||
                            params.repetition_penalty != 1.0f;
     const bool adjusted =
@@ -44,12 +48,14 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params) {
         std::copy(logits, logits + padded_, row_.begin());
         logits = row_.data();
     }
-    if (adjusted) adjust(params);
-    const int32_t best = kernels_.argmax(logits, padded_);
+    if (adjusted) {
+        adjust(params);
+        best = kernels_.argmax(logits, padded_);
+    }
     if (best < 0 || greedy) return best;
     const auto position = static_cast<uint64_t>(params.position);
     if (!filtered)
-        return kernels_.gumbel_argmax(logits, ids_, padded_, params.temperature, params.seed, position);
+        return kernels_.gumbel_argmax(logits, ids_, padded_, best, params.temperature, params.seed, position);
     for (float& x : row_) x /= params.temperature;
     const std::vector<ScoredToken>& kept = filter(params);
     if (kept.size() <= kFewTokens) {
@@ -65,7 +71,8 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params) {
     }
     std::fill(row_.begin(), row_.end(), kNever);
     for (const auto& [x, token] : kept) row_[static_cast<size_t>(token)] = x;
-    return kernels_.gumbel_argmax(row_.data(), ids_, padded_, 1.0f, params.seed, position);
+    const int largest = kernels_.argmax(row_.data(), padded_);
+    return kernels_.gumbel_argmax(row_.data(), ids_, padded_, largest, 1.0f, params.seed, position);
 }
 
 // Where noise decides, the lead of the chosen token over the others says more than its probability does.
@@ -201,8 +208,8 @@ const std::vector<ScoredToken>& Sampler::filter(const SampleParams& params) {
 
 Logprobs Sampler::logprobs(const float* logits, int32_t token, int top) {
     Logprobs result;
-    if (!kernels_.valid(logits, padded_)) return result;
-    const float largest_logit = logits[std::max(0, kernels_.argmax(logits, padded_))];
+    const float largest_logit = kernels_.peak(logits, padded_);
+    if (std::isnan(largest_logit)) return result;
     const double normalizer =
         double{largest_logit} + std::log(double{kernels_.exp_sum(logits, padded_, largest_logit, 1.0f)});
     const auto logprob = [&](float x) { return static_cast<float>(double{x} - normalizer); };

@@ -45,7 +45,14 @@ class Sampler {
 
     // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is
     // possible: everything is masked, or a logit is NaN or +inf.
-    int32_t sample(const float* logits, const SampleParams& params);
+    int32_t sample(const float* logits, const SampleParams& params) {
+        return sample(logits, params, best(logits));
+    }
+    // The same where best(logits) is known.
+    int32_t sample(const float* logits, const SampleParams& params, int32_t best);
+
+    // First of the largest logits; -1 where no token is possible.
+    int32_t best(const float* logits) const;
 
     // The same, and how sure a draft with these logits is that the target chooses so with the same noise.
     struct Guess {

@@ -75,17 +75,27 @@ int argmax(const float* x, int n) {
     return -1;
 }
 
-// 0 times the positive ones: NaN if one of them is infinite or NaN.
-bool valid(const float* x, int n) {
+// 0 times the positive ones is NaN if one of them is infinite or NaN.
+float peak(const float* x, int n) {
     const F32x16 zero = splat(0.0f);
-    F32x16 sums[kChains] = {zero, zero, zero, zero};
+    F32x16 tops[kChains], invalid[kChains];
+    for (int c = 0; c < kChains; ++c) {
+        tops[c] = splat(-__builtin_inff());
+        invalid[c] = zero;
+    }
+    const auto look = [&](int at, int chain) {
+        const F32x16 v = load(x + at);
+        tops[chain] = max(v, tops[chain]);
+        invalid[chain] = fma(max(zero, v), zero, invalid[chain]);
+    };
     int at = 0;
     for (; at + kChains * kLanes <= n; at += kChains * kLanes) {
 #pragma GCC unroll 4
-        for (int c = 0; c < kChains; ++c) sums[c] = fma(max(zero, load(x + at + c * kLanes)), zero, sums[c]);
+        for (int c = 0; c < kChains; ++c) look(at + c * kLanes, c);
     }
-    for (; at < n; at += kLanes) sums[0] = fma(max(zero, load(x + at)), zero, sums[0]);
-    return fold_add(add(add(sums[0], sums[1]), add(sums[2], sums[3]))) == 0.0f;
+    for (; at < n; at += kLanes) look(at, 0);
+    return fold_max(max(max(tops[0], tops[1]), max(tops[2], tops[3]))) +
+           fold_add(add(add(invalid[0], invalid[1]), add(invalid[2], invalid[3])));
 }
 
 int collect(const float* x, int n, float above, int32_t* found) {
@@ -118,9 +128,9 @@ inline float out_of_reach(float best, float most, float temperature) {
     return (best - most - (__builtin_fabsf(best) + most) * 0x1p-20f) * temperature;
 }
 
-int gumbel_argmax_of(const float* x, const int32_t* ids, int n, float temperature, uint64_t seed,
+int gumbel_argmax_of(const float* x, const int32_t* ids, int n, int best, float temperature, uint64_t seed,
                      uint64_t position) {
-    int best = argmax(x, n), run = -1;
+    int run = -1;
     float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(ids[best]));
     alignas(64) float noise[kNoiseRun];
     for (int i = 0; i < n; i += kLanes) {
@@ -143,10 +153,9 @@ int gumbel_argmax_of(const float* x, const int32_t* ids, int n, float temperatur
     return best;
 }
 
-int gumbel_argmax(const float* x, const int32_t* ids, int n, float temperature, uint64_t seed,
+int gumbel_argmax(const float* x, const int32_t* ids, int n, int best, float temperature, uint64_t seed,
                   uint64_t position) {
-    if (ids != nullptr) return gumbel_argmax_of(x, ids, n, temperature, seed, position);
-    int best = argmax(x, n);
+    if (ids != nullptr) return gumbel_argmax_of(x, ids, n, best, temperature, seed, position);
     float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(best));
     for (int i = 0; i < n; i += kNoiseRun) {
         const int count = n - i < kNoiseRun ? n - i : kNoiseRun;

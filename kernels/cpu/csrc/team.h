@@ -116,8 +116,9 @@ class Team {
 
     static constexpr int kPrivateRows = 6;
 
+    int chunk_of(const PackedMatrix& w) const;  // panels that a thread multiplies at once
+
   private:
-    int chunk_of(const PackedMatrix& w) const;
     const uint8_t* part_of(const Worker& worker, const PackedMatrix* w) const;  // null if there is none
     size_t input_units(const TeamLimits& limits) const {
         return static_cast<size_t>(limits.width / kGroup * kernels_.group_units);
