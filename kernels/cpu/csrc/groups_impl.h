@@ -46,6 +46,7 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out
 struct PairGroups {
     static constexpr int kBytes = kCellBytes;
     static constexpr int kVector = 2 * kLanes;  // bytes of weights that are multiplied at once
+    static constexpr int kRowsOfHalves = 0;     // most rows that half bytes are multiplied with as they are
     static constexpr int kZero = 0;             // what a weight of 0 is stored as
     static constexpr int weights_at(int) { return kScaleBytes; }
     static constexpr int scales_at(int) { return 0; }
@@ -124,7 +125,37 @@ struct QuadGroups {
         for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
     }
 
+    // Half bytes w + 8, and 16 times those in the upper halves, need not be spread: two sums more for each
+    // row.
+    template <int Rows>
+    static void multiply_halves(const uint8_t* halves, F32x16 scale, const int16_t* x, F32x16* acc) {
+        I32x16 high[2][Rows], low[2][Rows];
+#pragma GCC unroll 16
+        for (int i = 0; i < 2 * Rows; ++i) high[i / Rows][i % Rows] = low[i / Rows][i % Rows] = splat_int(0);
+#pragma GCC unroll 4
+        for (int k = 0; k < kGroup; k += 8, halves += kVector) {
+            const Quads both = load_quads(halves);
+            const Quads quads[2] = {select_bits(both, 0x0f), select_bits(both, 0xf0)};
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+                for (int r = 0; r < Rows; ++r) {
+                    const int8_t* bytes = row_of(x, r) + k + 4 * half;
+                    accumulate_quads(high[half][r], quads[half], bytes);
+                    accumulate_quads(low[half][r], quads[half], bytes + kLow);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+            const I32x16 sum = add(shift_left_7(add(high[0][r], shift_right_4(high[1][r]))),
+                                   add(low[0][r], shift_right_4(low[1][r])));
+            acc[r] = fma(to_float(add(sum, shift_right_4(rest_of(x, r)))), scale, acc[r]);
+        }
+    }
+
     static constexpr int kVector = 4 * kLanes, kZero = 128;
+    static constexpr int kRowsOfHalves = kRowsSideBySide * 3 / 4;
     static constexpr int weights_at(int group) { return group % 2 == 0 ? 0 : kScaleBytes; }
     static constexpr int scales_at(int group) { return group % 2 == 0 ? kGroup * kLanes : 0; }
 
@@ -210,10 +241,15 @@ struct HalfByteGroups {
 
     template <int Rows>
     static void multiply(const uint8_t* cell, int, const int16_t* x, F32x16* acc) {
-        alignas(64) uint8_t bytes[kCellBytes];
-        __builtin_memcpy(bytes + Bytes::scales_at(0), cell, kScaleBytes);
-        spread<Bytes::kVector>(cell + kScaleBytes, Bytes::kZero, bytes + Bytes::weights_at(0));
-        Bytes::template multiply<Rows>(bytes, 0, x, acc);
+        if constexpr (Rows <= Bytes::kRowsOfHalves) {
+            const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell));
+            Bytes::template multiply_halves<Rows>(cell + kScaleBytes, scale, x, acc);
+        } else {
+            alignas(64) uint8_t bytes[kCellBytes];
+            __builtin_memcpy(bytes + Bytes::scales_at(0), cell, kScaleBytes);
+            spread<Bytes::kVector>(cell + kScaleBytes, Bytes::kZero, bytes + Bytes::weights_at(0));
+            Bytes::template multiply<Rows>(bytes, 0, x, acc);
+        }
     }
 
   private:

@@ -149,6 +149,10 @@ inline Quads load_quads(const uint8_t* p) {
     const auto* vectors = reinterpret_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(vectors), _mm256_loadu_si256(vectors + 1)};
 }
+inline Quads select_bits(Quads a, uint8_t mask) {
+    const __m256i bits = _mm256_set1_epi8(static_cast<char>(mask));
+    return {_mm256_and_si256(a.lo, bits), _mm256_and_si256(a.hi, bits)};
+}
 inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
     int32_t quad;
     std::memcpy(&quad, x, sizeof quad);
@@ -157,6 +161,7 @@ inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.hi) : "x"(w.hi), "x"(both));
 }
 inline I32x16 shift_right_7(I32x16 a) { return {_mm256_srai_epi32(a.lo, 7), _mm256_srai_epi32(a.hi, 7)}; }
+inline I32x16 shift_right_4(I32x16 a) { return {_mm256_srai_epi32(a.lo, 4), _mm256_srai_epi32(a.hi, 4)}; }
 inline I32x16 shift_left_7(I32x16 a) { return {_mm256_slli_epi32(a.lo, 7), _mm256_slli_epi32(a.hi, 7)}; }
 inline I32x16 sub(I32x16 a, I32x16 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 #endif

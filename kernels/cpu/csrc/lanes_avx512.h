@@ -99,12 +99,16 @@ struct Quads {
     __m512i v;  // [16 outputs][4 inputs], unsigned
 };
 inline Quads load_quads(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Quads select_bits(Quads a, uint8_t mask) {
+    return {_mm512_and_si512(a.v, _mm512_set1_epi8(static_cast<char>(mask)))};
+}
 inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
     asm("vpdpbusd %2%{1to16%}, %1, %0"
         : "+v"(acc.v)
         : "v"(w.v), "m"(*reinterpret_cast<const int8_t (*)[4]>(x)));
 }
 inline I32x16 shift_right_7(I32x16 a) { return {_mm512_srai_epi32(a.v, 7)}; }
+inline I32x16 shift_right_4(I32x16 a) { return {_mm512_srai_epi32(a.v, 4)}; }
 inline I32x16 shift_left_7(I32x16 a) { return {_mm512_slli_epi32(a.v, 7)}; }
 inline I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 
