@@ -84,16 +84,9 @@ struct QuadGroups {
         int16_t* group = tile + index * kRowUnits;
         for (int i = 0; i < n; i += kGroup, group += rows * kRowUnits) {
             int8_t* bytes = reinterpret_cast<int8_t*>(group);
-            I32x16 sum = splat_int(0);
-#pragma GCC unroll 2
-            for (int half = 0; half < kGroup; half += kLanes) {
-                const I32x16 q = to_int(mul(load(x + i + half), inverse));
-                const I32x16 high = shift_right_7(add(q, splat_int(64)));
-                store_int8(bytes + half, high);
-                store_int8(bytes + kLow + half, sub(q, shift_left_7(high)));
-                sum = add(sum, q);
-            }
-            const int32_t rest = -128 * static_cast<int32_t>(fold_add(to_float(sum)));  // exact: below 2^17
+            const I32x16 first = to_int(mul(load(x + i), inverse));
+            const I32x16 second = to_int(mul(load(x + i + kLanes), inverse));
+            const int32_t rest = -128 * split_bytes(first, second, bytes);
             __builtin_memcpy(bytes + kRest, &rest, sizeof rest);
         }
         return step_of(largest);

@@ -160,10 +160,26 @@ inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.lo) : "x"(w.lo), "x"(both));
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.hi) : "x"(w.hi), "x"(both));
 }
-inline I32x16 shift_right_7(I32x16 a) { return {_mm256_srai_epi32(a.lo, 7), _mm256_srai_epi32(a.hi, 7)}; }
+// 13-bit integers as 128 high + low: writes [32 high][32 low], returns the sum of the integers.
+inline int32_t split_bytes(I32x16 first, I32x16 second, int8_t* out) {
+    const __m256i halves[2] = {_mm256_packs_epi32(first.lo, first.hi),
+                               _mm256_packs_epi32(second.lo, second.hi)};
+    __m256i high[2], low[2], sum = _mm256_setzero_si256();
+    for (int i = 0; i < 2; ++i) {
+        const __m256i x = _mm256_permute4x64_epi64(halves[i], 0xd8);
+        high[i] = _mm256_srai_epi16(_mm256_add_epi16(x, _mm256_set1_epi16(64)), 7);
+        low[i] = _mm256_sub_epi16(x, _mm256_slli_epi16(high[i], 7));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
+    }
+    auto* vectors = reinterpret_cast<__m256i*>(out);
+    _mm256_storeu_si256(vectors, _mm256_permute4x64_epi64(_mm256_packs_epi16(high[0], high[1]), 0xd8));
+    _mm256_storeu_si256(vectors + 1, _mm256_permute4x64_epi64(_mm256_packs_epi16(low[0], low[1]), 0xd8));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
 inline I32x16 shift_right_4(I32x16 a) { return {_mm256_srai_epi32(a.lo, 4), _mm256_srai_epi32(a.hi, 4)}; }
 inline I32x16 shift_left_7(I32x16 a) { return {_mm256_slli_epi32(a.lo, 7), _mm256_slli_epi32(a.hi, 7)}; }
-inline I32x16 sub(I32x16 a, I32x16 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 #endif
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

@@ -107,10 +107,17 @@ inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
         : "+v"(acc.v)
         : "v"(w.v), "m"(*reinterpret_cast<const int8_t (*)[4]>(x)));
 }
-inline I32x16 shift_right_7(I32x16 a) { return {_mm512_srai_epi32(a.v, 7)}; }
+// 13-bit integers as 128 high + low: writes [32 high][32 low], returns the sum of the integers.
+inline int32_t split_bytes(I32x16 first, I32x16 second, int8_t* out) {
+    const __m512i x = _mm512_packs_epi32(first.v, second.v);  // 4 of the one, 4 of the other, in each quarter
+    const __m512i high = _mm512_srai_epi16(_mm512_add_epi16(x, _mm512_set1_epi16(64)), 7);
+    const __m512i low = _mm512_sub_epi16(x, _mm512_slli_epi16(high, 7));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(high, low)));
+    return _mm512_reduce_add_epi32(_mm512_madd_epi16(x, _mm512_set1_epi16(1)));
+}
 inline I32x16 shift_right_4(I32x16 a) { return {_mm512_srai_epi32(a.v, 4)}; }
 inline I32x16 shift_left_7(I32x16 a) { return {_mm512_slli_epi32(a.v, 7)}; }
-inline I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
