@@ -107,7 +107,11 @@ class DraftRun:
         """
         draft, target = self.load()
         corpora = self._select(draft.config)
-        windows = make_windows(corpora, False, WINDOW)
+        windows, held_out = make_windows(corpora, False, WINDOW), make_windows(corpora, True, WINDOW)
+        held_out_rows = sum(window.length for window in held_out)
+        best = self._best(held_out_rows)
+        if best is None:
+            best = evaluate(draft, target, held_out).greedy["all"].tokens
 
         def epoch(rng: random.Random, skip: int) -> Iterator[Batch]:
             return batches(windows, options.batch_rows, num_steps, rng, skip)
@@ -116,8 +120,6 @@ class DraftRun:
         trainer = Trainer(draft, loss, epoch, options, self.folder / "checkpoint.pt", _rate_scale)
         if trainer.resume():
             report(f"going on after {trainer.rows_seen} rows")
-        held_out = make_windows(corpora, True, WINDOW)
-        best = self._best()
 
         def check() -> None:
             nonlocal best
@@ -130,7 +132,7 @@ class DraftRun:
             if result.greedy["all"].tokens > best:
                 best = result.greedy["all"].tokens
                 torch.save(averaged.state_dict(), self.folder / "best.pt")
-                self._write_evaluation(result, trainer)
+                self._write_evaluation(result, trainer, held_out_rows)
 
         trainer.run(report, check)
 
@@ -163,12 +165,17 @@ class DraftRun:
     def _select(self, config: DraftConfig) -> list[Corpus]:
         return [corpus.with_features(config.features) for corpus in self._corpora]
 
-    def _best(self) -> float:
+    def _best(self, held_out_rows: int) -> float | None:
+        """Tokens accepted by the best weights; None if that was counted on other held-out conversations."""
         path = self.folder / "evaluation.json"
-        return float(msgspec.json.decode(path.read_bytes())["accepted"]) if path.exists() else 0.0
+        if not path.exists():
+            return 0.0
+        known = msgspec.json.decode(path.read_bytes())
+        return float(known["accepted"]) if known.get("held_out_rows") == held_out_rows else None
 
-    def _write_evaluation(self, result: Evaluation, trainer: Trainer) -> None:
+    def _write_evaluation(self, result: Evaluation, trainer: Trainer, held_out_rows: int) -> None:
         counters = {
+            "held_out_rows": held_out_rows,
             "accepted": result.greedy["all"].tokens,
             "rows": trainer.rows_seen,
             "seconds": trainer.seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,23 @@ def test_training_makes_the_draft_better(tiny_model_path: Path, corpus: Path, ru
     fresh.begin(DraftShape(shape.output_vocab_size), 0)
     begun = fresh.evaluate(3).greedy["all"]
     assert greedy["acceptance"][0] > begun.conditional[0] > 0.02
+
+
+def test_best_weights_are_those_of_the_same_conversations(
+    tiny_model_path: Path, corpus: Path, run: Path, tmp_path: Path
+) -> None:
+    """What was counted on other held-out conversations says nothing: here that nothing could be better."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    weights = torch.load(folder / "best.pt")
+    torch.save({name: torch.zeros_like(value) for name, value in weights.items()}, folder / "best.pt")
+    known = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps({**known, "held_out_rows": 1, "accepted": 100.0}))
+    arguments = (folder, "--corpus", corpus, "--model", tiny_model_path, "--vocab", 256)
+    distill("train", *arguments, "--rows", 42_000)
+    now = json.loads((folder / "evaluation.json").read_text())
+    assert now["held_out_rows"] == known["held_out_rows"]
+    assert 0 < now["accepted"] < 100
 
 
 def test_exported_draft_fits_its_target_only(tiny_model_path: Path, draft: Path) -> None:
