@@ -109,9 +109,8 @@ class DraftRun:
         corpora = self._select(draft.config)
         windows, held_out = make_windows(corpora, False, WINDOW), make_windows(corpora, True, WINDOW)
         held_out_rows = sum(window.length for window in held_out)
-        best = self._best(held_out_rows)
-        if best is None:
-            best = evaluate(draft, target, held_out).greedy["all"].tokens
+        known = self._best(held_out_rows)
+        best = known if known is not None else evaluate(draft, target, held_out).greedy["all"].tokens
 
         def epoch(rng: random.Random, skip: int) -> Iterator[Batch]:
             return batches(windows, options.batch_rows, num_steps, rng, skip)
