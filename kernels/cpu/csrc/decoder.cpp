@@ -42,6 +42,7 @@ Decoder::Decoder(Team& team, const ModelShape& shape, const DecoderWeights& weig
       weights_(with_whole_heads(weights, shape.head_dim)),
       after_(after),
       kv_(kv),
+      softmax_scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)))),
       cell_bytes_(kv_cell_bytes(kv.format, round_up(shape.head_dim, kLanes))),
       hidden_(round_up(shape.hidden_size, kGroup)),
       query_size_(shape.num_heads * shape.head_dim),
@@ -218,15 +219,17 @@ void Decoder::store_head(int layer, int head, int row) {
         kernels_.store_key(target(kv_head), kv_.format, slot, dim, x);
         return;
     }
-    const float softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
     const auto query =
         static_cast<size_t>(row) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(head);
-    query_scales_[query] = softmax_scale;
+    query_scales_[query] = softmax_scale_;
     if (kv_.format != KvFormat::kInt8) return;
-    std::fill_n(padded, padded_dim, 0.0f);
-    std::copy_n(x, dim, padded);
+    if (dim < padded_dim) {
+        std::fill_n(padded, padded_dim, 0.0f);
+        std::copy_n(x, dim, padded);
+        x = padded;
+    }
     int16_t* q = queries_.data() + query * static_cast<size_t>(padded_dim);
-    query_scales_[query] *= kernels_.quantize(padded, padded_dim, q, 0, 1);
+    query_scales_[query] *= kernels_.quantize(x, padded_dim, q, 0, 1);
 }
 
 AttentionTile Decoder::attention_tile(int layer, const AttentionUnit& unit) {

@@ -84,6 +84,7 @@ class Decoder {
     const DecoderWeights weights_;
     const PackedMatrix after_;
     const KvRegion kv_;
+    const float softmax_scale_;
     const size_t cell_bytes_;
     const int hidden_, query_size_, kv_size_, query_stride_, qkv_stride_, ffn_stride_;
     std::vector<float> qkv_, attended_, ffn_, query_scales_;
