@@ -77,19 +77,18 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params, int32_t
 
 // Where noise decides, the lead of the chosen token over the others says more than its probability does.
 Sampler::Guess Sampler::guess(const float* logits, const SampleParams& params) {
-    const int32_t token = sample(logits, params);
+    const int32_t likeliest = best(logits), token = sample(logits, params, likeliest);
     if (token < 0) return {token, 0.0f};
-    if (drawn_.empty()) return {token, probability(logits, token, params.temperature)};
+    if (drawn_.empty()) return {token, probability(logits, token, logits[likeliest], params.temperature)};
     const float top = *std::max_element(drawn_.begin(), drawn_.end());
     float sum = 0.0f;
     for (const float value : drawn_) sum += std::exp((value - top) * kLeadWeight);
     return {token, 1.0f / sum};
 }
 
-// At this temperature, at 1 if nothing is drawn.
-float Sampler::probability(const float* logits, int32_t token, float temperature) const {
+// At this temperature, at 1 if nothing is drawn; `top` is the largest logit.
+float Sampler::probability(const float* logits, int32_t token, float top, float temperature) const {
     if (temperature < kGreedyBelow) temperature = 1.0f;
-    const float top = logits[kernels_.argmax(logits, padded_)];
     return std::exp((logits[token] - top) / temperature) /
            kernels_.exp_sum(logits, padded_, top, temperature);
 }

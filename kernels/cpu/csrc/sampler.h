@@ -68,7 +68,7 @@ class Sampler {
     void adjust(const SampleParams& params);
     const std::vector<ScoredToken>& filter(const SampleParams& params);
     static void keep_mass(std::vector<ScoredToken>& tokens, float top, double mass);
-    float probability(const float* logits, int32_t token, float temperature) const;
+    float probability(const float* logits, int32_t token, float top, float temperature) const;
     std::vector<ScoredToken>& candidates_above(const float* x, float threshold);
     std::vector<ScoredToken>& largest(const float* x, int count);
 
