@@ -63,10 +63,19 @@ def data(
             show_default="a quarter, a half and all of the layers",
         ),
     ] = "",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help='First turns of users as JSON Lines, {"prompt": ..., "kind": ...}: what you will ask.',
+            show_default="some thousand that come with flashlet",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     threads: opt.ThreadsOption = 0,
 ) -> None:
-    """Let the model write conversations: the user's turns first, then its answers.
+    """Let the model answer requests, written ones and some of its own.
 
     Interrupted, it goes on where it was when it is started again.
 
@@ -76,7 +85,7 @@ def data(
     from flashlet.serving.distill.generation import GenerationOptions, write_corpus
     from flashlet.serving.loading import LoadOptions
 
-    options = GenerationOptions(tokens, seconds or float("inf"), concurrency)
+    options = GenerationOptions(tokens, seconds or float("inf"), concurrency, prompts=prompts)
     load_options = LoadOptions(threads=threads, max_sequences=concurrency, draft="none")
     with local_engine(model, load_options) as loaded:
         write_corpus(loaded, resolve_model(model), folder, layer_numbers(features), seed, options, _report)

@@ -1,4 +1,4 @@
-"""How one conversation comes about: the model writes the user's turns, then answers them."""
+"""How one conversation comes about: a request, written or the model's own, its answer, further turns."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from flashlet.model.chat_template import ChatTemplate
 from flashlet.model.tokenizer import Tokenizer
 from flashlet.serving.distill.corpus import Answer, Dialogue
 from flashlet.serving.distill.topics import KINDS, STARTS, SYSTEM_PROMPTS, WITH_TEXT, WORDS
+from flashlet.serving.distill.written import WrittenRequests
 
 _MARK = "\ue000"  # a private-use character: no template has it
+_SHORTEST = 12  # characters of a request that the model writes after examples
 _MIN_POOL = 20  # texts before any is used, so that the first ones are not used all the time
 
 
@@ -21,6 +23,8 @@ _MIN_POOL = 20  # texts before any is used, so that the first ones are not used 
 class DialogueOptions:
     """What conversations look like."""
 
+    written_share: float = 0.7  # of the conversations begin with a written request while there are any
+    similar_share: float = 0.5  # of the others, with one that the model writes after some examples
     user_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0)
     answer_temperature: float = 0.7  # of the answers that are not greedy
     greedy_share: float = 0.6
@@ -41,6 +45,7 @@ class Wanted:
     max_tokens: int
     seed: int
     is_answer: bool
+    stop: tuple[str, ...] = ()
 
 
 @dataclass
@@ -72,22 +77,35 @@ class DialogueWriter:
     """Turns random numbers into dialogues; the tokens come from whoever drives the generators."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, options: DialogueOptions, texts: Texts
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        options: DialogueOptions,
+        texts: Texts,
+        written: WrittenRequests,
     ) -> None:
         self._tokenizer, self._template = tokenizer, template
-        self._options, self._texts = options, texts
+        self._options, self._texts, self._written = options, texts, written
 
     def write(self, rng: random.Random) -> Generator[Wanted, list[int], Dialogue | None]:
         """One dialogue: yields what it wants, gets the tokens; None if nothing came of it."""
         options = self._options
-        kind = rng.choices([*KINDS], [*KINDS.values()])[0]
+        written = self._written.draw(rng) if rng.random() < options.written_share else None
+        kind = written[0] if written else rng.choices([*KINDS], [*KINDS.values()])[0]
+        similar = not written and rng.random() < options.similar_share
+        examples = self._written.examples(rng, kind) if similar else []
         temperature = 0.0 if rng.random() < options.greedy_share else options.answer_temperature
         own_system = rng.random() < options.own_system_prompt
         messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if own_system else []
         tokens: list[int] = []
         answers: list[Answer] = []
         for turn in range(options.max_turns):
-            text = yield from self._user_turn(rng, kind if turn == 0 else "chat", messages)
+            if turn == 0 and written:
+                text: str | None = written[1]
+            elif turn == 0 and examples:
+                text = yield from self._similar(rng, examples)
+            else:
+                text = yield from self._user_turn(rng, kind if turn == 0 else "chat", messages)
             if text is None or (turn == 0 and not self._texts.is_new(text)):
                 break
             messages.append({"role": "user", "content": text})
@@ -128,6 +146,19 @@ class DialogueWriter:
             return None
         text = (start + self._tokenizer.decode(output, continuation=True)).strip()
         return text if len(text) > len(start) + 4 else None
+
+    def _similar(
+        self, rng: random.Random, examples: Sequence[str]
+    ) -> Generator[Wanted, list[int], str | None]:
+        """One more line of a list of requests: how people ask, about what the model thinks of."""
+        lines = "".join(f"- {example}\n" for example in examples)
+        prompt = self._tokenizer.encode(f"What people asked the assistant:\n{lines}-")
+        limit, temperature = self._options.user_tokens, rng.choice(self._options.user_temperatures)
+        if len(prompt) + limit > self._options.context_length:
+            return None
+        output = yield Wanted(tuple(prompt), temperature, limit, rng.getrandbits(63), False, ("\n",))
+        line, ended, _ = self._tokenizer.decode(output, continuation=True).partition("\n")
+        return line.strip() if ended and len(line) > _SHORTEST else None
 
     def _quotation(self, rng: random.Random, kind: str) -> str | None:
         """A text for this kind of turn, or None for a turn without one."""

@@ -18,6 +18,7 @@ from flashlet.model.step import Step
 from flashlet.model.weight_cache import load_int8
 from flashlet.serving.distill.corpus import CorpusInfo, CorpusWriter, Dialogue
 from flashlet.serving.distill.dialogue import DialogueOptions, DialogueWriter, Texts, Wanted
+from flashlet.serving.distill.written import WrittenRequests
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
@@ -37,6 +38,7 @@ class GenerationOptions:
     concurrency: int = 32  # dialogues at a time
     held_out_share: float = 0.05  # of the conversations
     dialogue: DialogueOptions = field(default_factory=DialogueOptions)
+    prompts: Path | None = None  # that conversations begin with, instead of those that come with flashlet
 
 
 @dataclass(eq=False, slots=True)
@@ -54,7 +56,7 @@ class CorpusGenerator:
     """Drives dialogues through one engine and writes them down."""
 
     def __init__(self, loaded: LoadedEngine, corpus: CorpusWriter, options: GenerationOptions) -> None:
-        """Raises UnsupportedModelError for a model without a chat template."""
+        """Raises UnsupportedModelError for a model without a chat template, FlashletError for bad prompts."""
         if loaded.chat_template is None:
             raise UnsupportedModelError("expected a model with a chat template, found none")
         self._options, self._corpus, self._executor = options, corpus, loaded.executor
@@ -67,8 +69,10 @@ class CorpusGenerator:
         )
         self._engine = Engine(loaded.executor, loaded.tokenizer, config)
         longest = min(options.dialogue.context_length, self._engine.max_model_len)
-        dialogue = replace(options.dialogue, context_length=longest)
-        self._writer = DialogueWriter(loaded.tokenizer, loaded.chat_template, dialogue, Texts())
+        share = 1.0 if options.prompts else options.dialogue.written_share
+        dialogue = replace(options.dialogue, context_length=longest, written_share=share)
+        written = WrittenRequests.from_file(options.prompts) if options.prompts else WrittenRequests.shipped()
+        self._writer = DialogueWriter(loaded.tokenizer, loaded.chat_template, dialogue, Texts(), written)
         self._open: dict[Sequence, _Open] = {}
         self._index = corpus.next_index
         self._failures = 0  # in a row
@@ -132,7 +136,7 @@ class CorpusGenerator:
             return
         wanted = item.wanted
         sampling = SamplingParams(temperature=wanted.temperature, seed=wanted.seed)
-        request = GenerationRequest(wanted.prompt, sampling, max_tokens=wanted.max_tokens)
+        request = GenerationRequest(wanted.prompt, sampling, wanted.max_tokens, stop=wanted.stop)
         self._open[self._engine.submit(request)] = item
 
     def _finish(self, item: _Open, dialogue: Dialogue | None) -> None:
