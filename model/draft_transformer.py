@@ -18,10 +18,14 @@ from flashlet.model.draft import DraftConfig
 from flashlet.model.kv_pool import KvPool
 from flashlet.model.sampler import confidence, sample
 from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
+from flashlet.model.step import DraftRequest
 from flashlet.model.transformer import Decoder, Layer, Segment, Transformer
 from flashlet.model.transformer_weights import Int8Reader
 
 SHARPER = np.float32(0.8)  # temperature of a draft, which is not sure what the target believes
+GUEST_GAP = np.float32(
+    2.13
+)  # below the largest logit, what a token of the text has that the draft does not know
 LEAST_SHARE = 1e-3  # of the likeliest token's probability, for a token that may be drawn
 
 
@@ -89,11 +93,18 @@ class DraftTransformer:
 
     @torch.inference_mode()
     def propose(
-        self, state: Tensor, segment: Segment, request: SampleRequest, count: int, least_confidence: float
+        self,
+        state: Tensor,
+        segment: Segment,
+        request: SampleRequest,
+        count: int,
+        order: DraftRequest,
+        chosen: Sequence[int],
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Up to `count` tokens that may follow the token of `request`, and the draft's confidence in each.
 
-        Ends where the product of these is below `least_confidence`.
+        Ends where the product of these is below what `order` says. `chosen` are the tokens that are new since
+        its history was written, the token of `request` included.
 
         `segment` is the last known row, `state` [1, hidden] what `follow` gave for it. The choice is the
         request's, but for penalties, biases and masks; very unlikely tokens are left out, the others drawn
@@ -106,7 +117,7 @@ class DraftTransformer:
         )
         tokens: list[int] = []
         confidences: list[float] = []
-        while len(tokens) < count and math.prod(confidences) >= least_confidence:
+        while len(tokens) < count and math.prod(confidences) >= order.least_confidence:
             if tokens:
                 position = segment.start + len(tokens)
                 row = Segment(1, position, self._table(segment, position), segment.first_visible)
@@ -114,6 +125,8 @@ class DraftTransformer:
             try:
                 choice = SampleRequest(params, request.position + 1 + len(tokens))
                 logits = self._logits(state)
+                if order.history is not None:
+                    _remind(logits, order.history.successors([*chosen, *tokens]))
                 tokens.append(sample(logits, choice))
             except NoTokenError:  # of the draft's own making: there is nothing to propose
                 break
@@ -145,3 +158,11 @@ class DraftTransformer:
         """Blocks up to the one that holds `position`."""
         own = torch.cat([segment.block_table, torch.tensor([self._spare_block])])
         return own[: position // BLOCK_SIZE + 1]
+
+
+def _remind(logits: NDArray[np.float32], successors: Sequence[tuple[int, float]]) -> None:
+    """Raise what followed in the text before; tokens that the draft does not know join in."""
+    guest = logits.max() - GUEST_GAP
+    for token_id, bonus in successors:
+        known = logits[token_id] > -np.inf
+        logits[token_id] = (logits[token_id] if known else guest) + np.float32(bonus)

@@ -174,7 +174,7 @@ class TorchExecutor:
             return (), ()
         last = Segment(1, end - 1, table, request.start)
         sampled = item.samples[len(chosen) - 1]
-        return self._draft.propose(states[-1:], last, sampled, count, request.least_confidence)
+        return self._draft.propose(states[-1:], last, sampled, count, request, chosen)
 
     def close(self) -> None:
         """Free weights and KV pool."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # the command line imports this module, and starts faster wit
     import numpy as np
     from numpy.typing import NDArray
 
+    from flashlet.kernels.cpu import TokenHistory
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
@@ -24,6 +26,7 @@ class DraftRequest:
     start: int  # the draft has followed the sequence from this position up to the slice, without a gap
     next_token: int | None = None  # the known token after the slice, where nothing is sampled
     least_confidence: float = 0.0  # product of the confidences below which nothing more is proposed
+    history: TokenHistory | None = None  # the whole text so far: what followed before is likelier to follow
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,11 @@ class Drafter:
             draft.followed_from = sequence.num_computed
         end = sequence.num_computed + part.num_tokens
         next_token = sequence.tokens[end] if end < len(sequence.tokens) else None
-        part.draft = DraftRequest(num_tokens, draft.followed_from, next_token, least_confidence)
+        history = None
+        if num_tokens:
+            history = draft.history
+            history.extend(sequence.tokens)
+        part.draft = DraftRequest(num_tokens, draft.followed_from, next_token, least_confidence, history)
 
     def _model_curve(self, part: Part) -> list[float]:
         """Chances of the draft model's next proposals for `part`; empty where it is not to propose."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import abc
 
+from flashlet.kernels.cpu import TokenHistory
 from flashlet.serving.engine.acceptance import Acceptance
 from flashlet.serving.engine.ngram_index import Match, NgramIndex
 from flashlet.serving.engine.sequence import Sequence
@@ -13,8 +14,8 @@ class SequenceDraft:
     """Proposals for the next tokens of a sequence, and how good earlier ones were."""
 
     __slots__ = (
-        "by_confidence", "by_match", "by_position", "confidences", "followed_from", "index", "match",
-        "model_tokens", "num_asked", "num_quiet", "uses_match",
+        "by_confidence", "by_match", "by_position", "confidences", "followed_from", "history", "index",
+        "match", "model_tokens", "num_asked", "num_quiet", "uses_match",
     )  # fmt: skip
 
     def __init__(self, by_position: Acceptance, by_confidence: Acceptance, by_match: Acceptance) -> None:
@@ -22,6 +23,7 @@ class SequenceDraft:
         self.by_confidence = by_confidence  # of the same, by how sure the draft model is of each
         self.by_match = by_match  # of the n-grams', by length of the match
         self.index = NgramIndex()
+        self.history = TokenHistory()  # of the same text, for the draft model
         self.match: Match | None = None  # what the n-grams say about the tokens of this step
         self.model_tokens: tuple[int, ...] = ()  # what the draft model says about them
         self.confidences: list[int] = []  # how sure it is of each, as indices of `by_confidence`

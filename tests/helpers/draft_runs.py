@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flashlet.kernels.cpu import TokenHistory
 from flashlet.model.config import ModelConfig, RopeConfig
 from flashlet.model.executor import Executor, ExecutorOptions
 from flashlet.model.executor_native import NativeExecutor
@@ -59,6 +60,7 @@ class DraftRun:
     num_tokens: int = 3  # to draft
     chunk: int = 1000
     follow_from: int = 0
+    history: TokenHistory | None = None
     tokens: list[int] = field(default_factory=list)
     proposed: list[tuple[int, ...]] = field(default_factory=list)
     done: int = 0
@@ -68,8 +70,13 @@ class DraftRun:
         part = text[self.done : self.done + self.chunk]
         end = self.done + len(part)
         whole = end == len(text)
+        if self.history is not None:
+            self.history.extend(text)
         order = DraftRequest(
-            self.num_tokens if whole else 0, min(self.follow_from, self.done), None if whole else text[end]
+            self.num_tokens if whole else 0,
+            min(self.follow_from, self.done),
+            None if whole else text[end],
+            history=self.history,
         )
         return SequenceSlice(
             part,

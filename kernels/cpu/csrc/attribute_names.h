@@ -23,11 +23,11 @@ class Name {
 // Of the classes in model/step.py and model/sampling.py.
 struct Names {
     Name allowed{"allowed"}, block_table{"block_table"}, copied_block{"copied_block"}, draft{"draft"},
-        features{"features"}, least_confidence{"least_confidence"}, logprob_targets{"logprob_targets"},
-        next_token{"next_token"}, num_tokens{"num_tokens"}, num_top_logprobs{"num_top_logprobs"},
-        output{"output"}, params{"params"}, position{"position"}, prompt{"prompt"}, proposed{"proposed"},
-        samples{"samples"}, start{"start"}, suppressed{"suppressed"}, token_ids{"token_ids"},
-        temperature{"temperature"}, top_k{"top_k"}, top_p{"top_p"}, min_p{"min_p"},
+        features{"features"}, history{"history"}, least_confidence{"least_confidence"},
+        logprob_targets{"logprob_targets"}, next_token{"next_token"}, num_tokens{"num_tokens"},
+        num_top_logprobs{"num_top_logprobs"}, output{"output"}, params{"params"}, position{"position"},
+        prompt{"prompt"}, proposed{"proposed"}, samples{"samples"}, start{"start"}, suppressed{"suppressed"},
+        token_ids{"token_ids"}, temperature{"temperature"}, top_k{"top_k"}, top_p{"top_p"}, min_p{"min_p"},
         presence_penalty{"presence_penalty"}, frequency_penalty{"frequency_penalty"},
         repetition_penalty{"repetition_penalty"}, seed{"seed"}, logprobs{"logprobs"},
         logit_bias{"logit_bias"}, needs_history{"needs_history"};

@@ -9,6 +9,8 @@ namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kSharper = 0.8f;  // a draft that is not sure what the target believes is right more often so
+constexpr int kGuests = History::kMost;  // tokens of the text that the vocabulary does not have
+constexpr float kGuestGap = 2.13f;       // below the largest logit, what a guest has before its bonus
 constexpr double kLeastShare = 1e-3;  // of the likeliest token's probability, for a token that may be drawn
 
 int fused_width(const DraftModel& model) {
@@ -38,7 +40,7 @@ Draft::Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Targ
       hidden_(round_up(shape_.hidden_size, kGroup)),
       fused_stride_(round_up(fused_width(model), kGroup)),
       input_stride_(round_up(2 * shape_.hidden_size, kGroup)),
-      logit_stride_(round_up(weights_.num_outputs, kLanes)),
+      logit_stride_(round_up(weights_.num_outputs + kGuests, kLanes)),
       decoder_(team, shape_, weights_, weights_.head, kv, target.max_rows) {
     const auto rows = static_cast<size_t>(target.max_rows), slices = static_cast<size_t>(target.max_slices);
     features_.resize(rows * static_cast<size_t>(fused_stride_));
@@ -47,8 +49,14 @@ Draft::Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Targ
     proposals_.reserve(slices);
     rows_.reserve(rows);
     segments_.reserve(2 * slices);
-    for (Worker& worker : team.workers())
-        worker.draft_sampler = std::make_unique<Sampler>(kernels_, weights_.num_outputs, weights_.vocab_ids);
+    for (Worker& worker : team.workers()) {
+        worker.draft_ids.assign(weights_.vocab_ids, weights_.vocab_ids + weights_.num_outputs);
+        worker.draft_ids.resize(static_cast<size_t>(logit_stride_));
+        worker.draft_sampler =
+            std::make_unique<Sampler>(kernels_, weights_.num_outputs + kGuests, worker.draft_ids.data());
+    }
+    output_of_.assign(static_cast<size_t>(target.vocab_size), -1);
+    for (int i = 0; i < weights_.num_outputs; ++i) output_of_[static_cast<size_t>(weights_.vocab_ids[i])] = i;
 }
 
 bool Draft::keeps(int layers) const {
@@ -132,7 +140,14 @@ void Draft::arrange() {
 
 void Draft::add_proposal(int index, int num_tokens) {
     Slice& slice = plan_->slices[static_cast<size_t>(index)];
-    const LogitRow& sampled = plan_->sample(slice, plan_->accepted(slice));
+    const int accepted = plan_->accepted(slice);
+    const LogitRow& sampled = plan_->sample(slice, accepted);
+    Tail tail;
+    if (slice.draft.history != nullptr) {
+        tail = slice.draft.history->tail();
+        for (int i = 0; i < accepted; ++i) tail.push(plan_->token(slice, slice.known() + i));
+        tail.push(sampled.target);
+    }
     SampleParams params;
     params.temperature = sampled.params->temperature * kSharper;
     params.top_k = sampled.params->top_k;
@@ -140,7 +155,7 @@ void Draft::add_proposal(int index, int num_tokens) {
     params.min_p = std::max(sampled.params->min_p, kLeastShare);
     params.seed = sampled.params->seed;
     params.position = sampled.params->position + 1;
-    proposals_.push_back({index, num_tokens, sampled.target, false, 1.0f, std::move(params)});
+    proposals_.push_back({index, num_tokens, sampled.target, false, 1.0f, tail, std::move(params)});
 }
 
 // Rows first .. first + count - 1 of the slice. `last_token` follows its last known row.
@@ -214,16 +229,37 @@ void Draft::choose(Worker& worker, int rows) {
 // One more token, unless the logits are not numbers.
 void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const {
     std::fill(logits + weights_.num_outputs, logits + logit_stride_, kNever);
+    if (slice.draft.history != nullptr) remind(worker, proposal.tail, *slice.draft.history, logits);
     const auto [chosen, confidence] = worker.draft_sampler->guess(logits, proposal.params);
     proposal.stopped = chosen < 0;
     if (proposal.stopped) return;
     const auto at = static_cast<size_t>(slice.num_drafted++);
-    slice.drafted[at] = weights_.vocab_ids[chosen];
+    slice.drafted[at] = worker.draft_ids[static_cast<size_t>(chosen)];
+    proposal.tail.push(slice.drafted[at]);
     slice.confidences[at] = confidence;
     proposal.confidence *= confidence;
     proposal.stopped =
         proposal.confidence < slice.draft.least_confidence || slice.num_drafted == proposal.num_tokens;
     ++proposal.params.position;
+}
+
+// The draft sees no context but what the target's streams hold of it: raises what followed there before.
+void Draft::remind(Worker& worker, const Tail& tail, const History& history, float* logits) const {
+    History::Successors found;
+    const int count = history.successors(tail, found);
+    if (count == 0) return;
+    const float guest = kernels_.peak(logits, logit_stride_) - kGuestGap;
+    int next = weights_.num_outputs;
+    for (int i = 0; i < count; ++i) {
+        const auto [token, bonus] = found[static_cast<size_t>(i)];
+        const int output = output_of_[static_cast<size_t>(token)];
+        if (output >= 0) {
+            logits[output] += bonus;
+        } else {
+            worker.draft_ids[static_cast<size_t>(next)] = token;
+            logits[next++] = guest + bonus;
+        }
+    }
 }
 
 }  // namespace flashlet

@@ -22,7 +22,7 @@ class Draft {
   public:
     struct Target {
         PackedMatrix embed;
-        int max_rows, max_slices;
+        int vocab_size, max_rows, max_slices;
     };
     Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Target& target);
 
@@ -48,6 +48,7 @@ class Draft {
         int32_t last_token;  // that was sampled
         bool stopped;        // nothing more is to be drafted
         float confidence;    // that all are right
+        Tail tail;           // of the text with what is drafted
         SampleParams params;
     };
 
@@ -61,6 +62,7 @@ class Draft {
     void enter(Worker& worker, int rows);
     void choose(Worker& worker, int rows);
     void propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const;
+    void remind(Worker& worker, const Tail& tail, const History& history, float* logits) const;
 
     Team& team_;
     const KernelTable& kernels_;
@@ -70,9 +72,10 @@ class Draft {
     const Target target_;
     const int hidden_, fused_stride_, input_stride_, logit_stride_;
     Decoder decoder_;
-    std::vector<float> features_;  // normed, side by side: [rows][fused_stride_]
-    std::vector<float> states_;    // [rows][hidden_]
-    std::vector<float> logits_;    // [slices][logit_stride_]
+    std::vector<float> features_;     // normed, side by side: [rows][fused_stride_]
+    std::vector<float> states_;       // [rows][hidden_]
+    std::vector<float> logits_;       // [slices][logit_stride_]: of the vocabulary, then of guests
+    std::vector<int32_t> output_of_;  // [token id]: index of its logit, -1: it has none
     // The batch: the last known row of each proposal, those that want most tokens first, then all other rows.
     std::vector<Proposal> proposals_;
     std::vector<Row> rows_;

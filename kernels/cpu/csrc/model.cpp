@@ -52,7 +52,7 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
     wrong_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(limits.max_slices));
     if (draft == nullptr) return;
     uint8_t* cells = kv_pool_.data() + Decoder::block_bytes(shape, limits.kv_format);
-    const Draft::Target target{weights.embed, limits.max_rows, limits.max_slices};
+    const Draft::Target target{weights.embed, shape.vocab_size, limits.max_rows, limits.max_slices};
     draft_ = std::make_unique<Draft>(team_, *draft, KvRegion{cells, block_bytes_, limits.kv_format}, target);
 }
 

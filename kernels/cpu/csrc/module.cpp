@@ -39,6 +39,34 @@ ModelLimits checked_limits(int threads, int64_t num_blocks, int max_rows, int ma
     return {threads, static_cast<int>(num_blocks), max_rows, max_slices, read_kv_format(kv_dtype)};
 }
 
+void extend(History& history, const nb::sequence& tokens) {
+    const auto count = static_cast<Py_ssize_t>(nb::len(tokens));
+    for (Py_ssize_t i = history.size(); i < count; ++i) {
+        const auto token = number<int32_t>(tokens[i], "token id");
+        if (token < 0) {
+            throw std::invalid_argument("token id: expected 0 or more, got " + std::to_string(token));
+        }
+        history.append(token);
+    }
+}
+
+Tail tail_behind(const History& history, const std::vector<int32_t>& tokens) {
+    Tail tail = history.tail();
+    for (const int32_t token : tokens) tail.push(token);
+    return tail;
+}
+
+nb::list successors(const History& history, const std::vector<int32_t>& behind) {
+    History::Successors found;
+    const int count = history.successors(tail_behind(history, behind), found);
+    nb::list result;
+    for (int i = 0; i < count; ++i) {
+        const Successor& item = found[static_cast<size_t>(i)];
+        result.append(nb::make_tuple(item.token, item.bonus));
+    }
+    return result;
+}
+
 class NativeModel {
   public:
     NativeModel(const nb::object& config, const nb::dict& arrays, const std::string& kv_dtype,
@@ -134,6 +162,14 @@ NB_MODULE(_native, m) {
         },
         nb::arg("config"), nb::arg("kv_dtype"), "Bytes of one KV block over all layers.");
     m.attr("BLOCK_SIZE") = kBlock;
+    nb::class_<History>(m, "TokenHistory",
+                        "The tokens of one sequence; a draft looks up what followed before.")
+        .def(nb::init<>())
+        .def("extend", &extend, nb::arg("tokens"), "Take in what is new at the end of the whole text.")
+        .def("__len__", &History::size)
+        .def("successors", &successors, nb::arg("behind"),
+             "What followed the last token before, once the tokens `behind` are put behind the text: "
+             "(token id, bonus to its logit).");
     nb::class_<NativeModel>(m, "NativeModel", "A model with its KV pool and threads; see executor_native.py.")
         .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int64_t, int, int, int,
                       const std::string&, const nb::object&, const nb::dict&>(),

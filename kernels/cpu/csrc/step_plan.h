@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "history.h"
 #include "sampler.h"
 
 namespace flashlet {
@@ -17,6 +18,8 @@ struct DraftOrder {
     int start = 0;                  // first position that the draft has followed
     int32_t next_token = -1;        // the known token after the slice where nothing is sampled
     float least_confidence = 0.0f;  // product of the confidences below which nothing more is drafted
+    const History* history =
+        nullptr;  // the text up to the known tokens of the slice, if it is to be looked at
 };
 
 // One sequence's part of a step: rows first_row .. first_row + rows - 1 at positions start ...

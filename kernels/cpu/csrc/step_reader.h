@@ -117,6 +117,13 @@ class StepReader {
             throw std::invalid_argument("draft: expected a next token exactly where nothing is sampled");
         if (!sampled) order.next_token = checked_token(next);
         order.least_confidence = number<float>(names_.least_confidence.of(request), "draft least_confidence");
+        const nb::object history = names_.history.of(request);
+        if (!history.is_none()) order.history = nb::cast<const History*>(history);
+        if (order.history != nullptr && order.history->largest() >= shape_.vocab_size) {
+            throw std::invalid_argument("draft: expected a history of token ids up to " +
+                                        std::to_string(shape_.vocab_size - 1) + ", got " +
+                                        std::to_string(order.history->largest()));
+        }
         return order;
     }
 

@@ -28,6 +28,7 @@ struct Worker {
     std::vector<float> scales;
     std::vector<float> partials;  // of attention
     std::unique_ptr<Sampler> sampler, draft_sampler;
+    std::vector<int32_t> draft_ids;  // tokens of the draft's logits
     std::chrono::steady_clock::time_point mark;
 };
 

@@ -1,0 +1,71 @@
+#include "history.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace flashlet {
+namespace {
+
+// Fitted on answers of the default model to 2,700 written requests: with these the draft's distribution gives
+// the tokens that came the highest likelihood.
+constexpr float kByLength[Tail::kMost] = {2.48f, 3.80f, 4.57f, 7.49f};
+constexpr float kByCount = 1.26f;  // times the logarithm of the number of occurrences
+constexpr float kByKinds = 1.03f;  // times that of the number of different successors, taken off
+
+}  // namespace
+
+void Tail::push(int32_t token) {
+    if (length == kMost) {
+        std::copy(tokens.begin() + 1, tokens.end(), tokens.begin());
+    } else {
+        ++length;
+    }
+    tokens[static_cast<size_t>(length - 1)] = token;
+}
+
+void History::append(int32_t token) {
+    const auto [entry, is_new] = latest_.try_emplace(token, size());
+    earlier_.push_back(is_new ? -1 : entry->second);
+    entry->second = size();
+    tokens_.push_back(token);
+    largest_ = std::max(largest_, token);
+}
+
+Tail History::tail() const {
+    Tail result;
+    for (int i = std::max(0, size() - Tail::kMost); i < size(); ++i)
+        result.push(tokens_[static_cast<size_t>(i)]);
+    return result;
+}
+
+int History::successors(const Tail& tail, Successors& found) const {
+    struct Seen {
+        int length, times;
+    };
+    std::array<Seen, kMost> seen{};
+    int count = 0, left = kMost;
+    const auto token = [&](int position) { return tokens_[static_cast<size_t>(position)]; };
+    const auto recent = [&](int back) { return tail.tokens[static_cast<size_t>(tail.length - 1 - back)]; };
+    const auto latest = tail.length > 0 ? latest_.find(recent(0)) : latest_.end();
+    int at = latest == latest_.end() ? -1 : latest->second;
+    for (; at >= 0 && left > 0; at = earlier_[static_cast<size_t>(at)]) {
+        if (at + 1 == size()) continue;  // nothing has followed it yet
+        --left;
+        int length = 1;
+        while (length < tail.length && at >= length && token(at - length) == recent(length)) ++length;
+        const int32_t next = token(at + 1);
+        const auto known = std::find_if(found.begin(), found.begin() + count,
+                                        [&](const Successor& item) { return item.token == next; });
+        const auto index = static_cast<size_t>(known - found.begin());
+        if (index == static_cast<size_t>(count)) found[static_cast<size_t>(count++)] = {next, 0.0f};
+        seen[index] = {std::max(seen[index].length, length), seen[index].times + 1};
+    }
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+        found[i].bonus = kByLength[seen[i].length - 1] +
+                         kByCount * std::log(static_cast<float>(seen[i].times)) -
+                         kByKinds * std::log(static_cast<float>(count));
+    }
+    return count;
+}
+
+}  // namespace flashlet
