@@ -14,12 +14,13 @@ from flashlet.serving.engine.step_costs import StepCosts
 logger = logging.getLogger(__name__)
 
 ROWS = (1, 4, 8, 16, 2, 3, 6, 12, 32)  # the coarse picture first
-REPEATS = 2  # of everything
+REPEATS = 2  # of everything, while others may wait
+FURTHER_REPEATS = 4  # while nobody does: the best of many is what it costs when nothing else runs
 # Large caches learn slowly what is read again and again: it takes about a hundred steps until one is as fast
 # as it will be later, and some more after steps of another kind.
 WARM_UP_STEPS, WARM_UP_SECONDS = 100, 0.35  # at most
 RUN_STEPS, RUN_SECONDS = 8, 0.05  # of one thing in a row, at most; the best of the second half counts
-SECONDS = 1.2  # in all; a slow model is measured in fewer places
+SECONDS, FURTHER_SECONDS = 1.2, 2.0  # in all; a slow model is measured in fewer places
 _TOKEN = 1  # any will do
 _GREEDY = SamplingParams(temperature=0)
 
@@ -36,9 +37,10 @@ class Calibration:
         # (rows, tokens to draft): without the first ones there is no speculation.
         drafts = [(1, 1), (1, executor.max_draft_tokens)] if executor.max_draft_tokens else []
         needed, others = [*points[:1], *drafts, *points[1:2]], points[2:]
+        further = (needed + others) * FURTHER_REPEATS
         more = [*others, *(needed + others) * (REPEATS - 1)]
-        self._num_more = len(more)
-        self._todo = [*needed, *more]  # of `more` as much as there is time for
+        self._num_further, self._num_more = len(further), len(more) + len(further)
+        self._todo = [*needed, *more, *further]  # of both as much as there is time for
         self._seconds = 0.0
         self._run: list[float] = []  # seconds of each step of the run
         self._is_warm = False
@@ -47,6 +49,11 @@ class Calibration:
     def done(self) -> bool:
         """Whether nothing is left to measure."""
         return not self._todo
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether what is left only makes sure of what is known."""
+        return len(self._todo) <= self._num_further
 
     def advance(self) -> None:
         """Run the next measurement, unless too few blocks are empty. Call it between two steps."""
@@ -79,7 +86,10 @@ class Calibration:
         """Go on with another thing, if there is time."""
         del self._todo[0]
         self._run.clear()
-        if self._seconds > SECONDS and len(self._todo) <= self._num_more:
+        if not self.can_wait:
+            if self._seconds > SECONDS and len(self._todo) <= self._num_more:
+                self._todo = self._todo[-self._num_further :]
+        elif self._seconds > SECONDS + FURTHER_SECONDS:
             self._todo.clear()
 
     def _measure(self, rows: int, drafted: int, table: list[int]) -> float:

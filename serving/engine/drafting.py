@@ -20,7 +20,7 @@ from flashlet.serving.engine.sequence_draft import SequenceDraft
 from flashlet.serving.engine.step_costs import StepCosts
 
 MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
-MODEL_PRIOR = FixedPrior((0.45,))  # by position
+MODEL_PRIOR = FixedPrior((0.55,))  # by position
 CONFIDENCES = 10  # parts of 0 .. 1 that are told apart
 MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by length of the match
 QUIET = 16  # steps without drafting after which the draft model follows no longer

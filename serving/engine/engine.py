@@ -154,8 +154,8 @@ class Engine:
 
     def step(self) -> list[SequenceEvent]:
         """Advance by one step. If it fails, every running sequence ends with EngineFailedError."""
-        if self.is_calibrating and not self.scheduler.has_prompts:  # with them, steps are long already
-            self._calibrate()
+        if self._calibration is not None and self._may_calibrate(self._calibration):
+            self._calibrate(self._calibration)
         events = self._end_late()
         return events + self._run_step() if self.has_work else events
 
@@ -203,12 +203,17 @@ class Engine:
             self.cancel(sequence)
         return [*late]
 
-    def _calibrate(self) -> None:
+    def _may_calibrate(self, calibration: Calibration) -> bool:
+        if calibration.done or self.scheduler.has_prompts:  # with them, steps are long already
+            return False
+        return not (calibration.can_wait and self.has_work)
+
+    def _calibrate(self, calibration: Calibration) -> None:
         """Measure one thing."""
-        assert self._calibration is not None and self._drafter is not None
-        self._calibration.advance()
+        assert self._drafter is not None
+        calibration.advance()
         costs = self._drafter.costs
-        if self._calibration.done and costs.known:
+        if calibration.can_wait and costs.known:
             self.scheduler.times.seed([(rows, costs.ms(rows)) for rows in SEED_ROWS])
 
     def _fail(self, error: Exception, plan: Plan) -> list[SequenceEvent]:

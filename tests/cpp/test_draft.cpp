@@ -49,6 +49,7 @@ struct Sequence {
     int num_tokens;  // to propose
     int computed = 0;
     int sampled = 0;
+    bool remembers = false;
     std::vector<int32_t> proposed, all_proposed;
 };
 
@@ -66,6 +67,7 @@ constexpr int kBlocks = 16;
 // One step: up to `chunk` known tokens of each sequence; at its end its proposals, which are verified.
 void step(Model& model, std::vector<Sequence*> sequences, int chunk, bool draft) {
     StepPlan plan;
+    std::vector<History> histories(sequences.size());
     std::vector<SampleParams> params(64);
     size_t used = 0;
     for (const Sequence* sequence : sequences) {
@@ -83,6 +85,9 @@ void step(Model& model, std::vector<Sequence*> sequences, int chunk, bool draft)
         plan.block_tables.insert(plan.block_tables.end(), sequence->blocks.begin(), sequence->blocks.end());
         if (draft) {
             slice.draft = {slice.sampled ? sequence->num_tokens : 0, 0, slice.sampled ? -1 : first[known]};
+            History& history = histories[plan.slices.size()];
+            for (const int32_t token : sequence->tokens) history.append(token);
+            if (sequence->remembers) slice.draft.history = &history;
             plan.block_tables.push_back(kBlocks + static_cast<int>(plan.slices.size()));
         }
         slice.first_sample = static_cast<int>(plan.logit_rows.size());
@@ -109,7 +114,8 @@ void step(Model& model, std::vector<Sequence*> sequences, int chunk, bool draft)
         sequence.computed += accepted;
         for (int k = 0; k <= accepted; ++k) sequence.tokens.push_back(plan.sample(slice, k).target);
         CHECK(slice.num_drafted == (draft ? sequence.num_tokens : 0));
-        for (const int32_t token : sequence.proposed) CHECK(token >= kVocab - kOutputs && token < kVocab);
+        const int lowest = sequence.remembers ? 0 : kVocab - kOutputs;
+        for (const int32_t token : sequence.proposed) CHECK(token >= lowest && token < kVocab);
         sequence.all_proposed.insert(sequence.all_proposed.end(), sequence.proposed.begin(),
                                      sequence.proposed.end());
         ++sequence.sampled;
@@ -117,12 +123,13 @@ void step(Model& model, std::vector<Sequence*> sequences, int chunk, bool draft)
 }
 
 Sequence decoded(const KernelTable& kernels, const TinyDraft* draft, KvFormat format, int threads, int chunk,
-                 int neighbours) {
+                 int neighbours, bool remembers = false) {
     const ModelShape shape = tiny_shape(3, 6, 2, 10);
     const TinyWeights weights(shape);
     Model model(kernels, shape, weights.model, {threads, kBlocks, 96, 4, format},
                 draft != nullptr ? &draft->model : nullptr);
     Sequence sequence = random_sequence(7, 50, 0, 5);
+    sequence.remembers = remembers;
     std::vector<Sequence> others;
     for (int i = 0; i < neighbours; ++i)
         others.push_back(random_sequence(20 + static_cast<uint64_t>(i), 9, 3 + 3 * i, 3 * i % 9));
@@ -158,6 +165,22 @@ TEST(draft_is_invariant_and_changes_nothing) {
                     check_same(decoded(*kernels, &draft, format, 2, 17, 2), expected, kernels->name);
             }
         }
+    }
+}
+
+TEST(draft_remembers_the_text) {
+    const KernelTable& best = *available_kernels()[0];
+    for (const bool attention : {true, false}) {
+        const TinyDraft draft(1, attention);
+        const Sequence forgetful = decoded(best, &draft, KvFormat::kInt8, 1, 96, 0);
+        const Sequence expected = decoded(best, &draft, KvFormat::kInt8, 1, 96, 0, true);
+        CHECK(expected.tokens == forgetful.tokens);
+        CHECK(expected.all_proposed != forgetful.all_proposed);
+        const std::vector<int32_t>& proposed = expected.all_proposed;
+        CHECK(*std::min_element(proposed.begin(), proposed.end()) < kVocab - kOutputs);
+        check_same(decoded(best, &draft, KvFormat::kInt8, 3, 20, 2, true), expected, "threads, neighbours");
+        for (const KernelTable* kernels : available_kernels())
+            check_same(decoded(*kernels, &draft, KvFormat::kInt8, 2, 17, 1, true), expected, kernels->name);
     }
 }
 

@@ -182,3 +182,29 @@ def test_masks_cut_proposals(toy: SimpleNamespace, speculating: Speculating, acc
     for wanted, answer in zip(requests, answers, strict=True):
         assert answer.visible() == toy.run_alone(wanted, 128).visible()
     assert engine.stats().accepted_tokens > 0
+
+
+def test_what_steps_cost_is_measured_further_only_while_nobody_waits(toy: SimpleNamespace) -> None:
+    executor = toy.Executor(max_draft_tokens=3, accuracy=0.5)
+    engine = toy.engine(executor, draft="auto")
+
+    def measured() -> int:
+        """Calls of the executor in the next step, beyond the one for a sequence that decodes."""
+        while not engine.scheduler.running or engine.scheduler.has_prompts:
+            if not engine.has_work:
+                engine.submit(request(b"hello", 100))
+            engine.step()
+        before = len(executor.steps)
+        engine.step()
+        return len(executor.steps) - before - 1
+
+    counts = [measured() for _ in range(400)]
+    assert counts[0] == 1
+    assert counts[-1] == 0
+    assert counts == sorted(counts, reverse=True)
+    assert engine.is_calibrating
+    idle = 0
+    while engine.is_calibrating:
+        idle += not engine.has_work
+        engine.step()
+    assert idle > 10
