@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 ROWS = (1, 4, 8, 16, 2, 3, 6, 12, 32)  # the coarse picture first
 REPEATS = 2  # of everything, while others may wait
-FURTHER_REPEATS = 4  # while nobody does: the best of many is what it costs when nothing else runs
+FURTHER_REPEATS = 4  # while nobody does: of few measurements one that was disturbed counts too much
 # Large caches learn slowly what is read again and again: it takes about a hundred steps until one is as fast
 # as it will be later, and some more after steps of another kind.
 WARM_UP_STEPS, WARM_UP_SECONDS = 100, 0.35  # at most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
 
 RECENT = 7  # steps whose median counts: a few slow ones change nothing
@@ -35,6 +35,7 @@ class StepCosts:
     """
 
     def __init__(self) -> None:
+        self._measured: dict[tuple[int, int], list[float]] = {}  # ms by rows and tokens drafted, ascending
         self._rows: list[int] = []  # measured at the start, ascending
         self._base: list[float] = []  # ms, parallel to it
         self._between: dict[int, float] = {}  # ms by rows, computed from them
@@ -55,20 +56,25 @@ class StepCosts:
         return bool(self._draft_steps)
 
     def measured(self, rows: int, ms: float) -> None:
-        """Take a measurement of the start; of several the best counts."""
+        """Take a measurement of the start; of several the median counts."""
         self._between.clear()
         self._drafting.clear()
         at = bisect_left(self._rows, rows)
-        if at < len(self._rows) and self._rows[at] == rows:
-            self._base[at] = min(self._base[at], ms)
-        else:
+        if at == len(self._rows) or self._rows[at] != rows:
             self._rows.insert(at, rows)
             self._base.insert(at, ms)
+        self._base[at] = self._median(rows, 0, ms)
 
     def measured_draft(self, num_tokens: int, ms: float) -> None:
         """Take a measurement of the start: a step of one row that drafted so many tokens."""
         self._drafting.clear()
-        self._draft_steps[num_tokens] = min(self._draft_steps.get(num_tokens, ms), ms)
+        self._draft_steps[num_tokens] = self._median(1, num_tokens, ms)
+
+    def _median(self, rows: int, num_drafted: int, ms: float) -> float:
+        """Of all measurements of one thing. The best ones may be from different hours of the machine."""
+        values = self._measured.setdefault((rows, num_drafted), [])
+        insort(values, ms)
+        return values[(len(values) - 1) // 2]
 
     def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> float:
         """A decode step of so many rows, proposals included, in which so many tokens were drafted.

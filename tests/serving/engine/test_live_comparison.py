@@ -26,6 +26,14 @@ def test_costs_lie_on_straight_lines_between_what_was_measured() -> None:
     assert [costs.ms(rows) for rows in (1, 3, 4, 6, 8, 12)] == [5.0, 5.0, 5.0, 7.0, 9.0, 13.0]
 
 
+def test_one_lucky_or_disturbed_measurement_changes_nothing() -> None:
+    costs = costs_of((1, 5.0), (1, 3.0), (1, 5.2), (4, 6.0), (4, 6.2), (4, 19.0))
+    for ms in (6.0, 6.1, 1.0):
+        costs.measured_draft(1, ms)
+    assert (costs.ms(1), costs.ms(4)) == (5.0, 6.2)
+    assert costs.draft_ms(1) == pytest.approx(1.0)
+
+
 def test_costs_drift_with_the_median_of_live_steps() -> None:
     costs = costs_of((1, 5.0), (4, 6.0), (8, 9.0))
     usual = [costs.observe(1, 1, 0, ms) for ms in (10.0, 10.0, 90.0, 10.0, 10.0)]
