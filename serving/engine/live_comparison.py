@@ -15,7 +15,7 @@ FIRST_RUN = 16  # decode steps before the first plain run
 DECAY = 0.98  # of the sums, per speculating step: they look back about fifty
 TRIAL = 48  # speculating steps before a verdict
 PAYS = 1.02  # the least speed-up: in plain steps, too, the draft model follows, which costs a little
-SHORTEST_PAUSE, LONGEST_PAUSE = 256, 16_384  # decode steps without speculation after it did not pay
+SHORTEST_PAUSE, LONGEST_PAUSE = 256, 4_096  # decode steps without speculation after it did not pay
 
 
 class Phase(Enum):
