@@ -79,7 +79,7 @@ def run(tiny_model_path: Path, corpus: Path) -> Path:
     folder = corpus.parent / "run"
     arguments = (folder, "--corpus", corpus, "--model", tiny_model_path, "--vocab", 256)
     distill("train", *arguments, "--rows", 10_000)
-    _, log = distill("train", *arguments, "--rows", 40_000)
+    _, log = distill("train", *arguments, "--rows", 100_000)
     assert "going on after" in log
     return folder
 
@@ -150,7 +150,7 @@ def test_best_weights_are_those_of_the_same_conversations(
     known = json.loads((folder / "evaluation.json").read_text())
     (folder / "evaluation.json").write_text(json.dumps({**known, "held_out_rows": 1, "accepted": 100.0}))
     arguments = (folder, "--corpus", corpus, "--model", tiny_model_path, "--vocab", 256)
-    distill("train", *arguments, "--rows", 42_000)
+    distill("train", *arguments, "--rows", 102_000)
     now = json.loads((folder / "evaluation.json").read_text())
     assert now["held_out_rows"] == known["held_out_rows"]
     assert 0 < now["accepted"] < 100
