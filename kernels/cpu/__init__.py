@@ -12,7 +12,6 @@ from flashlet.kernels.cpu._native import (
 
 __all__ = [
     "BLOCK_SIZE",
-    "MAX_DRAFT_TOKENS",
     "Kernels",
     "NativeModel",
     "TokenHistory",

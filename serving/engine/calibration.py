@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import deque
+from typing import NamedTuple
 
 from flashlet.model.executor import Executor
 from flashlet.model.sampling import SampleRequest, SamplingParams
@@ -20,9 +23,15 @@ FURTHER_REPEATS = 4  # while nobody does: of few measurements one that was distu
 # as it will be later, and some more after steps of another kind.
 WARM_UP_STEPS, WARM_UP_SECONDS = 100, 0.35  # at most
 RUN_STEPS, RUN_SECONDS = 8, 0.05  # of one thing in a row, at most; the best of the second half counts
-SECONDS, FURTHER_SECONDS = 1.2, 2.0  # in all; a slow model is measured in fewer places
+SECONDS, ALL_SECONDS = 1.2, 3.2  # without and with further repeats; a slow model is measured in fewer places
 _TOKEN = 1  # any will do
 _GREEDY = SamplingParams(temperature=0)
+
+
+class _Task(NamedTuple):
+    rows: int
+    drafted: int
+    until: float  # seconds of measuring after which it is left out
 
 
 class Calibration:
@@ -37,10 +46,14 @@ class Calibration:
         # (rows, tokens to draft): without the first ones there is no speculation.
         drafts = [(1, 1), (1, executor.max_draft_tokens)] if executor.max_draft_tokens else []
         needed, others = [*points[:1], *drafts, *points[1:2]], points[2:]
-        further = (needed + others) * FURTHER_REPEATS
-        more = [*others, *(needed + others) * (REPEATS - 1)]
-        self._num_further, self._num_more = len(further), len(more) + len(further)
-        self._todo = [*needed, *more, *further]  # of both as much as there is time for
+        everything = needed + others
+        self._todo = deque(
+            [
+                *(_Task(*what, until=math.inf) for what in needed),
+                *(_Task(*what, until=SECONDS) for what in others + everything * (REPEATS - 1)),
+                *(_Task(*what, until=ALL_SECONDS) for what in everything * FURTHER_REPEATS),
+            ]
+        )
         self._seconds = 0.0
         self._run: list[float] = []  # seconds of each step of the run
         self._is_warm = False
@@ -53,11 +66,11 @@ class Calibration:
     @property
     def can_wait(self) -> bool:
         """Whether what is left only makes sure of what is known."""
-        return len(self._todo) <= self._num_further
+        return self.done or self._todo[0].until == ALL_SECONDS
 
     def advance(self) -> None:
         """Run the next measurement, unless too few blocks are empty. Call it between two steps."""
-        rows, drafted = self._todo[0]
+        rows, drafted, _ = self._todo[0]
         table = self._blocks.empty_blocks(self._blocks.blocks_for(rows + 1))
         if table is None:
             self._next()
@@ -83,14 +96,11 @@ class Calibration:
             self._next()
 
     def _next(self) -> None:
-        """Go on with another thing, if there is time."""
-        del self._todo[0]
+        """Go on with the next thing that there is time for."""
         self._run.clear()
-        if not self.can_wait:
-            if self._seconds > SECONDS and len(self._todo) <= self._num_more:
-                self._todo = self._todo[-self._num_further :]
-        elif self._seconds > SECONDS + FURTHER_SECONDS:
-            self._todo.clear()
+        self._todo.popleft()
+        while self._todo and self._seconds > self._todo[0].until:
+            self._todo.popleft()
 
     def _measure(self, rows: int, drafted: int, table: list[int]) -> float:
         """Seconds of a step that verifies `rows - 1` proposals and drafts `drafted` tokens."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections import abc
 from itertools import accumulate, count
 
+from flashlet.kernels.cpu import TokenHistory
 from flashlet.model.step import DraftRequest, SliceOutput
 from flashlet.serving.engine.acceptance import Acceptance, FixedPrior, Identity, Prior
 from flashlet.serving.engine.draft_widths import WORTHWHILE, best_widths
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
-from flashlet.serving.engine.ngram_index import MAX_MATCH
 from flashlet.serving.engine.plan import Part
 from flashlet.serving.engine.sequence import Sequence
 from flashlet.serving.engine.sequence_draft import SequenceDraft
 from flashlet.serving.engine.step_costs import StepCosts
 
+MAX_MATCH: int = TokenHistory.MAX_MATCH  # longest match that n-grams tell from shorter ones
 MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
 MODEL_PRIOR = FixedPrior((0.55,))  # by position
 CONFIDENCES = 10  # parts of 0 .. 1 that are told apart

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections import abc
+from typing import NamedTuple
 
 from flashlet.kernels.cpu import TokenHistory
 from flashlet.serving.engine.acceptance import Acceptance
-from flashlet.serving.engine.ngram_index import Match, NgramIndex
 from flashlet.serving.engine.sequence import Sequence
+
+
+class Match(NamedTuple):
+    """An earlier place where the text went as it does now."""
+
+    length: int  # tokens that agree
+    tokens: list[int]  # what followed there
 
 
 class SequenceDraft:
     """Proposals for the next tokens of a sequence, and how good earlier ones were."""
 
     __slots__ = (
-        "by_confidence", "by_match", "by_position", "confidences", "followed_from", "history", "index",
-        "match", "model_tokens", "num_asked", "num_quiet", "uses_match",
+        "by_confidence", "by_match", "by_position", "confidences", "followed_from", "history", "match",
+        "model_tokens", "num_asked", "num_quiet", "uses_match",
     )  # fmt: skip
 
     def __init__(self, by_position: Acceptance, by_confidence: Acceptance, by_match: Acceptance) -> None:
         self.by_position = by_position  # of the draft model's proposals, where it stops early as well
         self.by_confidence = by_confidence  # of the same, by how sure the draft model is of each
         self.by_match = by_match  # of the n-grams', by length of the match
-        self.index = NgramIndex()
-        self.history = TokenHistory()  # of the same text, for the draft model
+        self.history = TokenHistory()  # for the n-grams and for the draft model
         self.match: Match | None = None  # what the n-grams say about the tokens of this step
         self.model_tokens: tuple[int, ...] = ()  # what the draft model says about them
         self.confidences: list[int] = []  # how sure it is of each, as indices of `by_confidence`
@@ -40,8 +46,9 @@ class SequenceDraft:
 
     def look_up(self, sequence: Sequence, count: int) -> None:
         """Let the n-grams propose `count` tokens."""
-        self.index.extend(sequence.tokens)
-        self.match = self.index.find(sequence.tokens, count)
+        self.history.extend(sequence.tokens)
+        found = self.history.match(count)
+        self.match = Match(*found) if found else None
 
     def score(self, tokens: abc.Sequence[int]) -> list[tuple[int, bool]]:
         """Positions of the draft model's proposals that `tokens` confirm (True) or refute.

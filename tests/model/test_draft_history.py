@@ -1,13 +1,11 @@
-"""What a draft remembers of the text: lookups, and proposals that are the same in both executors."""
+"""What a draft remembers of the text: proposals are the same in both executors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from draft_runs import CONFIG, DraftRun, decode, decoded_alone, native_executor, random_tokens, torch_executor
@@ -21,7 +19,6 @@ from flashlet.model.step import DraftRequest, SequenceSlice, Step
 
 PackedArrays = Callable[[ModelConfig], dict[str, NDArray[Any]]]
 WriteDraft = Callable[..., Path]
-BY_LENGTH = (2.48, 3.80, 4.57, 7.49)
 GREEDY, WARM = SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, seed=4)
 
 
@@ -34,54 +31,6 @@ def history_of(tokens: list[int]) -> TokenHistory:
     history = TokenHistory()
     history.extend(tokens)
     return history
-
-
-def expected_successors(text: list[int], behind: list[int]) -> dict[int, float]:
-    """By the definition: the latest 16 places of the last token that something follows."""
-    whole = text + behind
-    lengths: dict[int, int] = {}
-    counts: dict[int, int] = {}
-    places = [i for i in range(len(text) - 1) if text[i] == whole[-1]]
-    for place in reversed(places[-16:]):
-        length = 1
-        while length < min(4, place + 1, len(whole)) and text[place - length] == whole[-1 - length]:
-            length += 1
-        token = text[place + 1]
-        lengths[token] = max(lengths.get(token, 0), length)
-        counts[token] = counts.get(token, 0) + 1
-    return {
-        token: BY_LENGTH[lengths[token] - 1] + 1.26 * math.log(counts[token]) - 1.03 * math.log(len(counts))
-        for token in counts
-    }
-
-
-def test_successors_are_what_followed_before() -> None:
-    rng = np.random.default_rng(3)
-    seen = 0
-    for size in (1, 2, 3, 8, 60, 300):
-        for kinds in (2, 5, 40):
-            text = rng.integers(0, kinds, size).tolist()
-            for behind in (
-                [],
-                [text[0]],
-                rng.integers(0, kinds, 2).tolist(),
-                rng.integers(0, kinds, 6).tolist(),
-            ):
-                found = dict(history_of(text).successors(behind))
-                expected = expected_successors(text, behind)
-                assert found == pytest.approx(expected, abs=1e-5)
-                seen += len(found)
-    assert seen > 100
-
-
-def test_a_history_takes_in_only_what_is_new() -> None:
-    history = history_of([1, 2, 3])
-    history.extend([9, 9, 9, 1])  # the beginning is known, whatever is given for it
-    assert len(history) == 4
-    assert [token for token, _ in history.successors([])] == [2]
-    with pytest.raises(ValueError, match="expected 0 or more"):
-        history.extend([1, 2, 3, 1, -5])
-    assert TokenHistory().successors([7]) == []
 
 
 @pytest.mark.parametrize("params", [GREEDY, WARM], ids=["greedy", "drawn"])

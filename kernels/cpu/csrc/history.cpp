@@ -44,7 +44,6 @@ int History::successors(const Tail& tail, Successors& found) const {
     };
     std::array<Seen, kMost> seen{};
     int count = 0, left = kMost;
-    const auto token = [&](int position) { return tokens_[static_cast<size_t>(position)]; };
     const auto recent = [&](int back) { return tail.tokens[static_cast<size_t>(tail.length - 1 - back)]; };
     const auto latest = tail.length > 0 ? latest_.find(recent(0)) : latest_.end();
     int at = latest == latest_.end() ? -1 : latest->second;
@@ -66,6 +65,28 @@ int History::successors(const Tail& tail, Successors& found) const {
                          kByKinds * std::log(static_cast<float>(count));
     }
     return count;
+}
+
+Match History::match() const {
+    Match best{0, 0};
+    const int last = size() - 1;
+    int at = last < 0 ? -1 : earlier_[static_cast<size_t>(last)], left = kMostMatches;
+    for (int visits = 0; at > 0 && visits < kMostVisits; at = earlier_[static_cast<size_t>(at)], ++visits) {
+        const int most = std::min(kMostMatch, at + 1);
+        int length = 1;
+        while (length < most && token(at - length) == token(last - length)) ++length;
+        if (length < kLeastMatch) continue;
+        if (length > best.length) best = {length, at + 1};
+        if (best.length == kMostMatch || --left == 0) break;
+    }
+    return best;
+}
+
+std::vector<int32_t> History::following(int end, int count) const {
+    std::vector<int32_t> result;
+    for (int i = 0; i < count; ++i)
+        result.push_back(end + i < size() ? token(end + i) : result[static_cast<size_t>(end + i - size())]);
+    return result;
 }
 
 }  // namespace flashlet

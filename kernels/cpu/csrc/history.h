@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <unordered_map>
 #include <vector>
@@ -16,6 +17,12 @@ struct Tail {
     void push(int32_t token);
 };
 
+// An earlier place where the text went as it does at its end.
+struct Match {
+    int length;  // tokens that agree; 0: there is none
+    int end;     // position behind them
+};
+
 struct Successor {
     int32_t token;
     float bonus;  // to its logit
@@ -24,7 +31,9 @@ struct Successor {
 // A text that only grows, with the positions of each token chained, latest first.
 class History {
   public:
-    static constexpr int kMost = 16;  // earlier occurrences that are looked at
+    static constexpr int kMost = 16;                        // earlier occurrences that `successors` looks at
+    static constexpr int kLeastMatch = 2, kMostMatch = 16;  // tokens; longer ones are not told apart
+    static constexpr int kMostMatches = 8, kMostVisits = 1024;  // that are compared; occurrences seen for it
     using Successors = std::array<Successor, kMost>;
 
     void append(int32_t token);
@@ -37,7 +46,15 @@ class History {
     // times, and shrinks with the number of different successors.
     int successors(const Tail& tail, Successors& found) const;
 
+    // Prompt lookup: the longest match of the end of the text, the latest of equally long ones. A match
+    // finder as in LZ77 compressors: bounded work, whatever the length of the text.
+    Match match() const;
+    // `count` tokens from position `end` on; the text goes on as if it repeated itself from there.
+    std::vector<int32_t> following(int end, int count) const;
+
   private:
+    int32_t token(int position) const { return tokens_[static_cast<size_t>(position)]; }
+
     std::vector<int32_t> tokens_;
     std::vector<int32_t> earlier_;                 // [position]: of the same token before, -1: none
     std::unordered_map<int32_t, int32_t> latest_;  // token -> position

@@ -67,6 +67,12 @@ nb::list successors(const History& history, const std::vector<int32_t>& behind) 
     return result;
 }
 
+nb::object match(const History& history, int count) {
+    const Match found = history.match();
+    if (found.length == 0) return nb::none();
+    return nb::make_tuple(found.length, history.following(found.end, count));
+}
+
 class NativeModel {
   public:
     NativeModel(const nb::object& config, const nb::dict& arrays, const std::string& kv_dtype,
@@ -162,14 +168,17 @@ NB_MODULE(_native, m) {
         },
         nb::arg("config"), nb::arg("kv_dtype"), "Bytes of one KV block over all layers.");
     m.attr("BLOCK_SIZE") = kBlock;
-    nb::class_<History>(m, "TokenHistory",
-                        "The tokens of one sequence; a draft looks up what followed before.")
+    nb::class_<History>(m, "TokenHistory", "The tokens of one sequence, to look up what followed before.")
         .def(nb::init<>())
         .def("extend", &extend, nb::arg("tokens"), "Take in what is new at the end of the whole text.")
         .def("__len__", &History::size)
         .def("successors", &successors, nb::arg("behind"),
              "What followed the last token before, once the tokens `behind` are put behind the text: "
-             "(token id, bonus to its logit).");
+             "(token id, bonus to its logit).")
+        .def("match", &match, nb::arg("count"),
+             "The longest earlier place that ends as the text does, 2 to MAX_MATCH tokens, as its length and "
+             "`count` tokens that followed there; None if there is none.")
+        .attr("MAX_MATCH") = History::kMostMatch;
     nb::class_<NativeModel>(m, "NativeModel", "A model with its KV pool and threads; see executor_native.py.")
         .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int64_t, int, int, int,
                       const std::string&, const nb::object&, const nb::dict&>(),

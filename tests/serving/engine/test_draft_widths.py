@@ -11,8 +11,7 @@ import pytest
 
 from flashlet.serving.engine.acceptance import Acceptance, FixedPrior
 from flashlet.serving.engine.draft_widths import best_widths
-from flashlet.serving.engine.ngram_index import Match
-from flashlet.serving.engine.sequence_draft import SequenceDraft
+from flashlet.serving.engine.sequence_draft import Match, SequenceDraft
 
 
 def test_free_rows_are_filled_and_dear_ones_are_not() -> None:
