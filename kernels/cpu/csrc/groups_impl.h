@@ -105,17 +105,11 @@ struct QuadGroups {
     }
 
     template <int Rows>
-    static void multiply(const uint8_t* cell, int group, const int16_t* x, F32x16* acc) {
+    [[gnu::always_inline]] static void multiply(const uint8_t* cell, int group, const int16_t* x,
+                                                F32x16* acc) {
         const uint8_t* weights = cell + weights_at(group);
         const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell + scales_at(group)));
-        I32x16 sums[Rows];
-        if constexpr (Rows <= kRowsSideBySide) {
-            side_by_side<Rows>(weights, x, sums);
-        } else {
-            one_by_one<Rows>(weights, x, sums);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
+        multiply_strips<Rows>(weights, scale, x, acc);
     }
 
     // Half bytes w + 8, and 16 times those in the upper halves, need not be spread: two sums more for each
@@ -148,7 +142,7 @@ struct QuadGroups {
     }
 
     static constexpr int kVector = 4 * kLanes, kZero = 128;
-    static constexpr int kRowsOfHalves = kRowsSideBySide * 3 / 4;
+    static constexpr int kRowsOfHalves = kMostRowsOfHalves;
     static constexpr int weights_at(int group) { return group % 2 == 0 ? 0 : kScaleBytes; }
     static constexpr int scales_at(int group) { return group % 2 == 0 ? kGroup * kLanes : 0; }
 
@@ -162,9 +156,23 @@ struct QuadGroups {
         return splat_int(rest);
     }
 
-    // Few rows: two sums for each keep the multipliers busy.
+    // Strips of few rows: two integer sums for each keep the multipliers busy and fit the registers, beside
+    // the sums of all rows.
     template <int Rows>
-    static void side_by_side(const uint8_t* weights, const int16_t* x, I32x16* sums) {
+    [[gnu::always_inline]] static void multiply_strips(const uint8_t* weights, F32x16 scale, const int16_t* x,
+                                                       F32x16* acc) {
+        constexpr int kStrip = Rows < kStripRows ? Rows : kStripRows;
+        I32x16 sums[kStrip];
+        multiply_strip<kStrip>(weights, x, sums);
+#pragma GCC unroll 16
+        for (int r = 0; r < kStrip; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
+        if constexpr (kStrip < Rows)
+            multiply_strips<Rows - kStrip>(weights, scale, x + kStrip * kRowUnits, acc + kStrip);
+    }
+
+    template <int Rows>
+    [[gnu::always_inline]] static void multiply_strip(const uint8_t* weights, const int16_t* x,
+                                                      I32x16* sums) {
         I32x16 high[Rows];
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
@@ -182,26 +190,6 @@ struct QuadGroups {
         }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) sums[r] = add(shift_left_7(high[r]), sums[r]);
-    }
-
-    // Many rows: one sum for each fits the registers, and the weights are read twice.
-    template <int Rows>
-    static void one_by_one(const uint8_t* weights, const int16_t* x, I32x16* sums) {
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) sums[r] = splat_int(0);
-        add_quads<Rows>(weights, x, 0, sums);
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) sums[r] = add(shift_left_7(sums[r]), rest_of(x, r));
-        add_quads<Rows>(weights, x, kLow, sums);
-    }
-    template <int Rows>
-    static void add_quads(const uint8_t* weights, const int16_t* x, int part, I32x16* sums) {
-#pragma GCC unroll 8
-        for (int k = 0; k < kGroup; k += 4) {
-            const Quads quads = load_quads(weights + k * kLanes);
-#pragma GCC unroll 16
-            for (int r = 0; r < Rows; ++r) accumulate_quads(sums[r], quads, row_of(x, r) + part + k);
-        }
     }
 };
 using Groups = QuadGroups;

@@ -141,7 +141,7 @@ inline void arrange(int16_t*, int) {}
 
 #ifdef __AVXVNNI__
 #define FLASHLET_BYTE_PRODUCTS
-inline constexpr int kRowsSideBySide = 2;
+inline constexpr int kStripRows = 3, kMostRowsOfHalves = 1;
 struct Quads {
     __m256i lo, hi;  // [8 outputs][4 inputs], unsigned
 };
