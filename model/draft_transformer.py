@@ -23,9 +23,7 @@ from flashlet.model.transformer import Decoder, Layer, Segment, Transformer
 from flashlet.model.transformer_weights import Int8Reader
 
 SHARPER = np.float32(0.8)  # temperature of a draft, which is not sure what the target believes
-GUEST_GAP = np.float32(
-    2.13
-)  # below the largest logit, what a token of the text has that the draft does not know
+GUEST_GAP = np.float32(2.4)  # below the largest logit: what a token has that only the text knows
 LEAST_SHARE = 1e-3  # of the likeliest token's probability, for a token that may be drawn
 
 

@@ -10,7 +10,7 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kSharper = 0.8f;  // a draft that is not sure what the target believes is right more often so
 constexpr int kGuests = History::kMost;  // tokens of the text that the vocabulary does not have
-constexpr float kGuestGap = 2.13f;       // below the largest logit, what a guest has before its bonus
+constexpr float kGuestGap = 2.4f;        // below the largest logit, what a guest has before its bonus
 constexpr double kLeastShare = 1e-3;  // of the likeliest token's probability, for a token that may be drawn
 
 int fused_width(const DraftModel& model) {
