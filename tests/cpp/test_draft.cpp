@@ -56,7 +56,11 @@ struct Sequence {
 Sequence random_sequence(uint64_t seed, int length, int first_block, int num_tokens) {
     Random random(seed);
     Sequence sequence;
-    for (int i = 0; i < length; ++i) sequence.tokens.push_back(random.integer(0, kVocab - 1));
+    for (int i = 0; i < length; ++i) {  // the same twice, so that there is something to remember
+        const int token = random.integer(0, kVocab - 1);
+        sequence.tokens.push_back(i < length / 2 ? token
+                                                 : sequence.tokens[static_cast<size_t>(i - length / 2)]);
+    }
     for (int i = 0; i < 3; ++i) sequence.blocks.push_back(first_block + i);
     sequence.num_tokens = num_tokens;
     return sequence;
@@ -128,7 +132,7 @@ Sequence decoded(const KernelTable& kernels, const TinyDraft* draft, KvFormat fo
     const TinyWeights weights(shape);
     Model model(kernels, shape, weights.model, {threads, kBlocks, 96, 4, format},
                 draft != nullptr ? &draft->model : nullptr);
-    Sequence sequence = random_sequence(7, 50, 0, 5);
+    Sequence sequence = random_sequence(5, 50, 0, 5);
     sequence.remembers = remembers;
     std::vector<Sequence> others;
     for (int i = 0; i < neighbours; ++i)
