@@ -58,6 +58,23 @@ def test_both_executors_remember_alike(
         assert run(native_executor(arrays, isa, draft=draft)).proposed == reference.proposed
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_of_two_tokens_that_the_text_makes_equally_likely_the_lower_one_is_proposed(
+    packed_arrays: PackedArrays, write_draft: WriteDraft, in_order: bool
+) -> None:
+    arrays, draft = packed_arrays(CONFIG), write_draft(CONFIG)
+    own = set(load_draft(draft, CONFIG)[1]["vocab_ids"].tolist())
+    lower, higher, *_ = (token for token in range(CONFIG.vocab_size) if token not in own)
+    first, second = (lower, higher) if in_order else (higher, lower)
+    one, two = sorted(own)[:2]
+    prompt = [one, two, first, one, two, second, one]
+    always_two = SamplingParams(temperature=0.0, logit_bias=((two, 100.0),))
+    for executor in (native_executor(arrays, draft=draft), torch_executor(arrays, draft=draft)):
+        item = DraftRun(prompt, [4, 1, 3], always_two, 1, history=TokenHistory())
+        decode(executor, [item], 1)
+        assert (item.tokens, item.proposed) == ([two], [(lower,)])
+
+
 def test_a_history_of_another_vocabulary_is_refused(
     packed_arrays: PackedArrays, write_draft: WriteDraft
 ) -> None:

@@ -243,11 +243,13 @@ void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, float* log
     ++proposal.params.position;
 }
 
-// The draft sees no context but what the target's streams hold of it: raises what followed there before.
+// The draft sees little of the context but what the target's streams hold: raises what followed there before.
 void Draft::remind(Worker& worker, const Tail& tail, const History& history, float* logits) const {
     History::Successors found;
     const int count = history.successors(tail, found);
     if (count == 0) return;
+    const auto by_token = [](const Successor& a, const Successor& b) { return a.token < b.token; };
+    std::sort(found.begin(), found.begin() + count, by_token);  // of equally likely guests the lowest id wins
     const float guest = kernels_.peak(logits, logit_stride_) - kGuestGap;
     int next = weights_.num_outputs;
     for (int i = 0; i < count; ++i) {

@@ -179,7 +179,7 @@ struct KernelTable {
     float (*exp_sum)(const float* x, int n, float max, float temperature);
 
     // argmax(x[i] / temperature + noise(seed, position, token of i)); -inf is never chosen unless all are.
-    // Tokens ascend: ids[i], or i where there are no ids. best: argmax(x).
+    // Tokens are ids[i], or i where there are no ids; of equal ones the first wins. best: argmax(x).
     int (*gumbel_argmax)(const float* x, const int32_t* ids, int n, int best, float temperature,
                          uint64_t seed, uint64_t position);
 

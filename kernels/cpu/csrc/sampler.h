@@ -40,7 +40,8 @@ struct Logprobs {
 // One per thread: holds the scratch row.
 class Sampler {
   public:
-    // `ids`: the noise of token i is that of ids[i], which ascend; null: its own.
+    // `ids`: the noise of token i is that of ids[i], which ascend but for guests (draft.cpp) at the end;
+    // null: its own.
     Sampler(const KernelTable& kernels, int vocab_size, const int32_t* ids = nullptr);
 
     // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is
