@@ -10,6 +10,7 @@ A folder of three growing files and one that says what they hold:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -55,6 +56,8 @@ class Dialogue:
     temperature: float  # of the answers; 0: greedy
     tokens: tuple[int, ...]
     answers: tuple[Answer, ...]
+    asked: str  # the first user's turn
+    about: str  # what other requests may share with it: all conversations about that are held out, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,12 @@ class Conversation:
     offset: int
     length: int
     answers: tuple[Answer, ...]
+    asked: str = ""  # text_key of the first user's turn; older corpora do not know it
+
+
+def text_key(text: str) -> str:
+    """The same for texts that differ in case and spaces only."""
+    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:16]
 
 
 class Corpus:
@@ -123,6 +132,7 @@ class CorpusWriter:
         written = _read_conversations(folder)
         self.num_tokens = written[-1].offset + written[-1].length if written else 0
         self.num_conversations = len(written)
+        self.asked = {item.asked for item in written}  # keys of what was there before
         self.next_index = max((item.index for item in written), default=-1) + 1
         row = 2 * len(info.features) * info.hidden_size
         self._tokens = _open_at(folder / "tokens.bin", 4 * self.num_tokens)
@@ -144,6 +154,7 @@ class CorpusWriter:
             offset=self.num_tokens,
             length=length,
             answers=dialogue.answers,
+            asked=text_key(dialogue.asked),
         )
         self._tokens.flush()
         self._features.flush()

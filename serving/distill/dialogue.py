@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -10,9 +9,9 @@ from dataclasses import dataclass, field
 
 from flashlet.model.chat_template import ChatTemplate
 from flashlet.model.tokenizer import Tokenizer
-from flashlet.serving.distill.corpus import Answer, Dialogue
+from flashlet.serving.distill.corpus import Answer, Dialogue, text_key
 from flashlet.serving.distill.topics import KINDS, STARTS, SYSTEM_PROMPTS, WITH_TEXT, WORDS
-from flashlet.serving.distill.written import WrittenRequests
+from flashlet.serving.distill.written import Requests
 
 _MARK = "\ue000"  # a private-use character: no template has it
 _SHORTEST = 12  # characters of a request that the model writes after examples
@@ -54,13 +53,13 @@ class Texts:
 
     prose: deque[str] = field(default_factory=lambda: deque(maxlen=2000))
     code: deque[str] = field(default_factory=lambda: deque(maxlen=500))
-    _seen: set[bytes] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)  # keys of first user's turns
 
     def is_new(self, text: str) -> bool:
         """Whether nobody asked this before, but for case and spaces; remembers it."""
-        key = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()[:8]
-        new = key not in self._seen
-        self._seen.add(key)
+        key = text_key(text)
+        new = key not in self.seen
+        self.seen.add(key)
         return new
 
     def keep(self, kind: str, answer: str) -> None:
@@ -82,7 +81,7 @@ class DialogueWriter:
         template: ChatTemplate,
         options: DialogueOptions,
         texts: Texts,
-        written: WrittenRequests,
+        written: Requests,
     ) -> None:
         self._tokenizer, self._template = tokenizer, template
         self._options, self._texts, self._written = options, texts, written
@@ -90,8 +89,10 @@ class DialogueWriter:
     def write(self, rng: random.Random) -> Generator[Wanted, list[int], Dialogue | None]:
         """One dialogue: yields what it wants, gets the tokens; None if nothing came of it."""
         options = self._options
-        written = self._written.draw(rng) if rng.random() < options.written_share else None
-        kind = written[0] if written else rng.choices([*KINDS], [*KINDS.values()])[0]
+        written = None
+        if rng.random() < options.written_share:
+            written = self._written.draw(rng, self._texts.is_new)
+        kind = written.kind if written else rng.choices([*KINDS], [*KINDS.values()])[0]
         similar = not written and rng.random() < options.similar_share
         examples = self._written.examples(rng, kind) if similar else []
         temperature = 0.0 if rng.random() < options.greedy_share else options.answer_temperature
@@ -99,21 +100,24 @@ class DialogueWriter:
         messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if own_system else []
         tokens: list[int] = []
         answers: list[Answer] = []
+        asked = ""
         for turn in range(options.max_turns):
             if turn == 0 and written:
-                text: str | None = written[1]
+                text: str | None = written.prompt
             elif turn == 0 and examples:
                 text = yield from self._similar(rng, examples)
             else:
                 text = yield from self._user_turn(rng, kind if turn == 0 else "chat", messages)
-            if text is None or (turn == 0 and not self._texts.is_new(text)):
+            if text is None or (turn == 0 and not written and not self._texts.is_new(text)):
                 break
+            asked = asked or text
             messages.append({"role": "user", "content": text})
             prompt = self._tokenizer.encode(self._template.render(messages))
-            limit = rng.choice(options.answer_tokens)
-            if prompt[: len(tokens)] != tokens or len(prompt) + limit > options.context_length:
+            room = options.context_length - len(prompt)
+            limits = [limit for limit in options.answer_tokens if limit <= room]
+            if prompt[: len(tokens)] != tokens or not limits:
                 break  # too long, or the server would encode the earlier answers in another way
-            output = yield Wanted(tuple(prompt), temperature, limit, rng.getrandbits(63), True)
+            output = yield Wanted(tuple(prompt), temperature, rng.choice(limits), rng.getrandbits(63), True)
             tokens = [*prompt, *output]
             answers.append(Answer(kind if turn == 0 else "multi-turn", len(prompt), len(tokens)))
             answer = self._tokenizer.decode(output)
@@ -123,7 +127,8 @@ class DialogueWriter:
                 break
         if not answers:
             return None
-        return Dialogue(kind, temperature, tuple(tokens), tuple(answers))
+        about = written.about if written else asked
+        return Dialogue(kind, temperature, tuple(tokens), tuple(answers), asked, about)
 
     def _user_turn(
         self, rng: random.Random, kind: str, messages: Sequence[dict[str, str]]

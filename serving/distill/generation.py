@@ -16,9 +16,9 @@ from flashlet.model.errors import FlashletError, UnsupportedModelError
 from flashlet.model.sampling import SamplingParams
 from flashlet.model.step import Step
 from flashlet.model.weight_cache import load_int8
-from flashlet.serving.distill.corpus import CorpusInfo, CorpusWriter, Dialogue
+from flashlet.serving.distill.corpus import CorpusInfo, CorpusWriter, Dialogue, text_key
 from flashlet.serving.distill.dialogue import DialogueOptions, DialogueWriter, Texts, Wanted
-from flashlet.serving.distill.written import WrittenRequests
+from flashlet.serving.distill.written import OwnRequests, WrittenRequests
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
@@ -71,8 +71,9 @@ class CorpusGenerator:
         longest = min(options.dialogue.context_length, self._engine.max_model_len)
         share = 1.0 if options.prompts else options.dialogue.written_share
         dialogue = replace(options.dialogue, context_length=longest, written_share=share)
-        written = WrittenRequests.from_file(options.prompts) if options.prompts else WrittenRequests.shipped()
-        self._writer = DialogueWriter(loaded.tokenizer, loaded.chat_template, dialogue, Texts(), written)
+        written = OwnRequests.from_file(options.prompts) if options.prompts else WrittenRequests.shipped()
+        texts = Texts(seen=corpus.asked)
+        self._writer = DialogueWriter(loaded.tokenizer, loaded.chat_template, dialogue, texts, written)
         self._open: dict[Sequence, _Open] = {}
         self._index = corpus.next_index
         self._failures = 0  # in a row
@@ -144,10 +145,13 @@ class CorpusGenerator:
         if dialogue is None:
             self._failures += 1
             if self._failures > MAX_FAILURES:
-                raise FlashletError(f"{self._failures} dialogues in a row came to nothing")
+                raise FlashletError(
+                    f"{self._failures} dialogues in a row came to nothing: empty, or too long for the context"
+                )
             return
         self._failures = 0
-        rng = random.Random(f"{self._corpus.info.seed}/{item.index}/split")
+        # Whatever the seed: corpora add up, and what one holds out the others must not train on.
+        rng = random.Random(f"{text_key(dialogue.about)}/split")
         features = np.concatenate([*item.features, np.zeros_like(item.features[0][:1])])
         self._corpus.append(item.index, rng.random() < self._options.held_out_share, dialogue, features)
 

@@ -1,4 +1,6 @@
-"""What people ask for: texts and requests in their own words, and the instructions that go with them.
+"""What conversations begin with: requests in the manner of people, or a user's own.
+
+Those that come with flashlet were written by a language model:
 
 written_requests/texts.jsonl         {"pool": name, "text": ...}: prose, sentences, code, whole requests
 written_requests/instructions.jsonl  {"kind": ..., "pool": name, "prompt": "... {text} ...", "weight": 1}
@@ -8,7 +10,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -43,8 +47,26 @@ class _Prompt(msgspec.Struct):
     kind: str = "chat"
 
 
+class Request(NamedTuple):
+    """The first turn of a user."""
+
+    kind: str
+    prompt: str
+    about: str  # the text in it, which other requests may share
+
+
+class Requests(Protocol):
+    """What conversations begin with."""
+
+    def draw(self, rng: random.Random, is_new: Callable[[str], bool]) -> Request | None:
+        """A request that `is_new` accepts, which it does once; None where there seems to be none left."""
+
+    def examples(self, rng: random.Random, kind: str) -> list[str]:
+        """Some requests of this kind, drawn or not, each a line; none where too few are written."""
+
+
 class WrittenRequests:
-    """First turns of users, of several kinds of conversations."""
+    """Those that come with flashlet: texts and the instructions that go with them."""
 
     def __init__(
         self,
@@ -54,7 +76,6 @@ class WrittenRequests:
     ) -> None:
         """`texts` by pool, `instructions` by kind, `shares`: how often each kind is drawn."""
         self._texts, self._instructions, self._shares = texts, instructions, shares
-        self._drawn: set[str] = set()
         self._whole = {  # requests of one line that need no instruction
             kind: [text for pool in pools for text in texts[pool] if "\n" not in text]
             for kind, items in instructions.items()
@@ -63,7 +84,7 @@ class WrittenRequests:
 
     @classmethod
     def shipped(cls) -> WrittenRequests:
-        """Those that come with flashlet: some thousand texts in English, a few in other languages."""
+        """Some thousand texts in English, a few in other languages."""
         texts: dict[str, list[str]] = defaultdict(list)
         for line in (_FOLDER / "texts.jsonl").read_bytes().splitlines():
             item = msgspec.json.decode(line, type=_Text)
@@ -75,8 +96,33 @@ class WrittenRequests:
         shares = {kind: share for kind, share in KINDS.items() if kind in instructions}
         return cls(dict(texts), dict(instructions), shares)
 
+    def draw(self, rng: random.Random, is_new: Callable[[str], bool]) -> Request | None:
+        """A request that is new; None where there seems to be none left."""
+        (kind,) = rng.choices([*self._shares], [*self._shares.values()])
+        instructions = self._instructions[kind]
+        for _ in range(_TRIES):
+            (instruction,) = rng.choices(instructions, [item.weight for item in instructions])
+            text = rng.choice(self._texts[instruction.pool])
+            prompt = instruction.about(text, rng)
+            if is_new(prompt):
+                return Request(kind, prompt, text)
+        return None
+
+    def examples(self, rng: random.Random, kind: str) -> list[str]:
+        """As for all `Requests`."""
+        return _sample_of(self._whole.get(kind, []), rng)
+
+
+class OwnRequests:
+    """A user's own: each is used once."""
+
+    def __init__(self, prompts: dict[str, list[str]]) -> None:
+        """`prompts` by kind."""
+        self._left = [Request(kind, prompt, prompt) for kind, texts in prompts.items() for prompt in texts]
+        self._whole = {kind: [text for text in texts if "\n" not in text] for kind, texts in prompts.items()}
+
     @classmethod
-    def from_file(cls, path: Path) -> WrittenRequests:
+    def from_file(cls, path: Path) -> OwnRequests:
         """Those of a JSON Lines file: {"prompt": ..., "kind": "chat"}, the kind being optional.
 
         Raises FlashletError for a file that cannot be read or has other lines.
@@ -98,22 +144,22 @@ class WrittenRequests:
             texts[item.kind].append(item.prompt)
         if not texts:
             raise FlashletError(f"{path}: expected prompts, one on each line, got none")
-        instructions = {kind: [_Instruction(kind, kind, "{text}")] for kind in texts}
-        return cls(dict(texts), instructions, {kind: len(prompts) for kind, prompts in texts.items()})
+        return cls(texts)
 
-    def draw(self, rng: random.Random) -> tuple[str, str] | None:
-        """Kind and text of a request that was not drawn before; None where there seems to be none left."""
-        (kind,) = rng.choices([*self._shares], [*self._shares.values()])
-        instructions = self._instructions[kind]
-        for _ in range(_TRIES):
-            (instruction,) = rng.choices(instructions, [item.weight for item in instructions])
-            request = instruction.about(rng.choice(self._texts[instruction.pool]), rng)
-            if request not in self._drawn:
-                self._drawn.add(request)
-                return kind, request
+    def draw(self, rng: random.Random, is_new: Callable[[str], bool]) -> Request | None:
+        """As for all `Requests`: any of those that are left."""
+        while self._left:
+            at = rng.randrange(len(self._left))
+            self._left[at], self._left[-1] = self._left[-1], self._left[at]
+            request = self._left.pop()
+            if is_new(request.prompt):
+                return request
         return None
 
     def examples(self, rng: random.Random, kind: str) -> list[str]:
-        """Some requests of this kind, drawn or not, each a line; none where too few are written."""
-        whole = self._whole.get(kind, [])
-        return rng.sample(whole, _EXAMPLES) if len(whole) > _EXAMPLES else []
+        """As for all `Requests`."""
+        return _sample_of(self._whole.get(kind, []), rng)
+
+
+def _sample_of(lines: list[str], rng: random.Random) -> list[str]:
+    return rng.sample(lines, _EXAMPLES) if len(lines) > _EXAMPLES else []

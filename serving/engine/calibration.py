@@ -65,7 +65,7 @@ class Calibration:
 
     @property
     def can_wait(self) -> bool:
-        """Whether what is left only makes sure of what is known."""
+        """Whether what is left can be done without: it makes sure of what is known, and fills gaps."""
         return self.done or self._todo[0].until == ALL_SECONDS
 
     def advance(self) -> None:

@@ -209,11 +209,11 @@ class Engine:
         return not (calibration.can_wait and self.has_work)
 
     def _calibrate(self, calibration: Calibration) -> None:
-        """Measure one thing."""
+        """Measure one thing; estimates begin with what is known once the rest can wait."""
         assert self._drafter is not None
+        costs, could_wait = self._drafter.costs, calibration.can_wait
         calibration.advance()
-        costs = self._drafter.costs
-        if calibration.can_wait and costs.known:
+        if calibration.can_wait and not could_wait and costs.known:
             self.scheduler.times.seed([(rows, costs.ms(rows)) for rows in SEED_ROWS])
 
     def _fail(self, error: Exception, plan: Plan) -> list[SequenceEvent]:

@@ -15,7 +15,7 @@ WINDOW = 8
 
 def corpus_of(folder: Path, *answers: Answer, length: int = 24) -> Corpus:
     """One conversation of `length` tokens, in training, with these answers."""
-    dialogue = Dialogue("chat", 0.0, tuple(range(length)), answers)
+    dialogue = Dialogue("chat", 0.0, tuple(range(length)), answers, "asked", "about")
     with CorpusWriter(folder, CorpusInfo("model", (1,), 4, 0)) as writer:
         writer.append(0, False, dialogue, np.ones((length, 1, 4), np.float32))
     return Corpus(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from typer.testing import CliRunner
 from flashlet.model.errors import FlashletError
 from flashlet.model.tokenizer import load_tokenizer
 from flashlet.serving.cli.app import app
-from flashlet.serving.distill.corpus import Corpus
+from flashlet.serving.distill.corpus import Corpus, text_key
 from flashlet.serving.distill.dialogue import DialogueOptions, DialogueWriter, Texts
 from flashlet.serving.distill.topics import KINDS
-from flashlet.serving.distill.written import WrittenRequests
+from flashlet.serving.distill.written import OwnRequests, Request, Requests, WrittenRequests
 from flashlet.serving.loading import LoadOptions, load_engine
 
 BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "speculation_prompts.jsonl"
@@ -26,17 +27,18 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def draw_many(requests: WrittenRequests, count: int) -> list[tuple[str, str]]:
-    rng = random.Random(0)
-    return [drawn for _ in range(count) if (drawn := requests.draw(rng)) is not None]
+def draw_many(requests: Requests, count: int) -> list[Request]:
+    rng, texts = random.Random(0), Texts()
+    return [drawn for _ in range(count) if (drawn := requests.draw(rng, texts.is_new)) is not None]
 
 
 def test_shipped_requests_are_many_and_filled_in() -> None:
     drawn = draw_many(WrittenRequests.shipped(), 4000)
     assert len(drawn) > 3500
-    assert len({text for _, text in drawn}) == len(drawn)
-    assert {kind for kind, _ in drawn} == KINDS.keys() - {"long"}
-    left = [text for _, text in drawn if re.search(r"\{(text|tongue|tone|language)\}", text)]
+    assert len({item.prompt for item in drawn}) == len(drawn)
+    assert {item.kind for item in drawn} == KINDS.keys() - {"long"}
+    assert all(item.about in item.prompt for item in drawn)
+    left = [text for _, text, _ in drawn if re.search(r"\{(text|tongue|tone|language)\}", text)]
     assert not left
     assert drawn == draw_many(WrittenRequests.shipped(), 4000)
 
@@ -48,7 +50,7 @@ def test_shipped_requests_are_not_those_that_speculation_is_measured_with() -> N
 
     measured = [json.loads(line)["prompt"] for line in BENCHMARK.read_text().splitlines()]
     theirs = set().union(*map(passages, measured))
-    ours = set().union(*(passages(text) for _, text in draw_many(WrittenRequests.shipped(), 4000)))
+    ours = set().union(*(passages(text) for _, text, _ in draw_many(WrittenRequests.shipped(), 4000)))
     assert not theirs & ours
 
 
@@ -67,6 +69,61 @@ def test_own_prompts_begin_the_conversations(tiny_model_path: Path, tmp_path: Pa
     begun = [prompt["prompt"] for prompt in prompts for text in asked if prompt["prompt"] in text]
     assert sorted(begun) == sorted(prompt["prompt"] for prompt in prompts)
     assert len(mine) == 3 < len(corpus.conversations)
+
+
+def test_own_prompts_are_all_used_before_any_is_missing() -> None:
+    prompts = {"chat": [f"tell me {i}" for i in range(400)], "code": [f"write {i}" for i in range(100)]}
+    drawn = draw_many(OwnRequests(prompts), 600)
+    assert sorted(item.prompt for item in drawn) == sorted(prompts["chat"] + prompts["code"])
+    assert {item.kind for item in drawn[:50]} == {"chat", "code"}
+
+
+def test_corpora_of_all_seeds_hold_out_the_same_requests(tiny_model_path: Path, tmp_path: Path) -> None:
+    """A run that was cut off asks nothing again, and no corpus trains on what another holds out."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"tell me about number {i}"}) + "\n" for i in range(60)))
+    sides: dict[str, set[bool]] = {}
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        command = ["distill", "data", str(folder), "--model", str(tiny_model_path), "--threads", "1"]
+        for tokens in (2_000, 12_000):
+            options = ["--prompts", str(file), "--seed", str(seed), "--tokens", str(tokens)]
+            CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        conversations = Corpus(folder).conversations
+        assert len({item.asked for item in conversations}) == len(conversations)
+        for item in conversations:
+            sides.setdefault(item.asked, set()).add(item.held_out)
+    mine = {text_key(f"tell me about number {i}") for i in range(60)}
+    both = [side for key, side in sides.items() if key in mine]
+    assert len(both) > 40
+    assert all(len(side) == 1 for side in both)
+    assert {True} in both and {False} in both
+
+
+def test_requests_say_which_text_they_share() -> None:
+    """What a passage is about must not be known from other instructions for it."""
+    prompts: dict[str, set[str]] = {}
+    for item in draw_many(WrittenRequests.shipped(), 3000):
+        prompts.setdefault(item.about, set()).add(item.prompt)
+    assert sum(len(group) > 1 for group in prompts.values()) > 300
+
+
+def test_a_long_request_gets_a_shorter_answer(tiny_model_path: Path) -> None:
+    loaded = load_engine(tiny_model_path, LoadOptions(draft="none", threads=1))
+    assert loaded.chat_template is not None
+    request = "word " * 40
+    tokens = loaded.tokenizer.encode(
+        loaded.chat_template.render([{"role": "user", "content": request}], add_generation_prompt=True)
+    )
+    for room, wanted in ((130, {128}), (400, {128, 256, 384}), (100, set())):
+        options = DialogueOptions(written_share=1.0, own_system_prompt=0.0, context_length=len(tokens) + room)
+        found = set()
+        for seed in range(20):
+            own = OwnRequests({"chat": [request]})
+            writer = DialogueWriter(loaded.tokenizer, loaded.chat_template, options, Texts(), own)
+            found |= {item.max_tokens for item in islice(writer.write(random.Random(seed)), 1)}
+        assert found == wanted
+    loaded.executor.close()
 
 
 def test_the_model_goes_on_with_a_list_of_requests(tiny_model_path: Path) -> None:
@@ -107,7 +164,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(content)
     with pytest.raises(FlashletError, match=message):
-        WrittenRequests.from_file(file)
+        OwnRequests.from_file(file)
 
 
 def test_a_missing_file_ends_in_a_clean_error(tiny_model_path: Path, tmp_path: Path) -> None:
