@@ -58,9 +58,9 @@ std::vector<float> product(const KernelTable& kernels, const Matrix& w, const st
     const int stride = static_cast<int>(out.size()) / rows;
     const int middle = w.panels / 4 * 2;  // two calls: panels are independent
     const Matrix own = arranged(kernels, w);
-    kernels.matmul(own.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride, nullptr);
+    kernels.matmul(own.view(), quantized.view(), rows, 0, middle, epilogue, out.data(), stride, {});
     kernels.matmul(own.view(), quantized.view(), rows, middle, w.panels, epilogue, out.data(), stride,
-                   nullptr);
+                   {own.view().cells, true});
     return out;
 }
 
@@ -182,7 +182,7 @@ TEST(rows_are_quantized_to_the_nearest_integer) {
             std::vector<float> found(kGroup);
             kernels->matmul(arranged(*kernels, one_hot).view(),
                             {quantized.values.data(), &unit, quantized.stride}, 1, 0, 2, Epilogue::kStore,
-                            found.data(), kGroup, nullptr);
+                            found.data(), kGroup, {});
             for (size_t i = 0; i < kGroup; ++i) {
                 CHECK(static_cast<int>(found[i]) == expected.q[i], "(%s, round %d, %zu: %f)", kernels->name,
                       round, i, static_cast<double>(found[i]));

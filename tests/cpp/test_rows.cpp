@@ -236,8 +236,9 @@ TEST(read_touches_whole_vectors) {
     Random random(8);
     std::vector<uint8_t> data(4096);
     for (uint8_t& byte : data) byte = static_cast<uint8_t>(random.next());
-    const uint64_t expected = portable_kernels()->read(data.data(), data.size());
+    const uint64_t expected = portable_kernels()->read(data.data(), data.size(), false);
     for (const KernelTable* kernels : available_kernels()) {
-        CHECK(kernels->read(data.data(), data.size()) == expected, "(%s)", kernels->name);
+        for (const bool pages : {false, true})
+            CHECK(kernels->read(data.data(), data.size(), pages) == expected, "(%s)", kernels->name);
     }
 }

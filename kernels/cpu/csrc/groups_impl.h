@@ -108,8 +108,17 @@ struct QuadGroups {
     [[gnu::always_inline]] static void multiply(const uint8_t* cell, int group, const int16_t* x,
                                                 F32x16* acc) {
         const uint8_t* weights = cell + weights_at(group);
-        const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell + scales_at(group)));
-        multiply_strips<Rows>(weights, scale, x, acc);
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(cell + scales_at(group));
+        if constexpr (Rows <= kFewRows) {
+            // Memory is what they wait for, and prefetchers follow ascending addresses: weights, then scales.
+            I32x16 sums[Rows];
+            multiply_strip<Rows>(weights, x, sums);
+            asm volatile("" ::: "memory");
+            const F32x16 scale = load_half(scales);
+            for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
+        } else {
+            multiply_strips<Rows>(weights, load_half(scales), x, acc);
+        }
     }
 
     // Half bytes w + 8, and 16 times those in the upper halves, need not be spread: two sums more for each

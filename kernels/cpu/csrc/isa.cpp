@@ -48,4 +48,13 @@ const KernelTable& kernels_named(const std::string& name) {
     throw std::invalid_argument("instruction set: expected one that this machine can run, got " + name);
 }
 
+bool reads_pages_ahead() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 }  // namespace flashlet

@@ -63,6 +63,12 @@ struct QuantizedRows {
     int stride;           // a multiple of KernelTable::group_units
 };
 
+// How a product asks memory for panels in good time.
+struct ReadAhead {
+    const uint8_t* next = nullptr;  // where the caller will go on reading, if not in the panels that follow
+    bool pages = false;             // only for the beginnings of pages: the processor reads on by itself
+};
+
 enum class Epilogue {
     kStore,     // out = product + bias
     kAdd,       // out += product + bias (the residual stream)
@@ -129,6 +135,7 @@ static inline VisibleRange visible_range(const AttentionTile& tile) {
 struct KernelTable {
     const char* name;
     int max_rows;  // of a tile, at most kMaxTile: as many as leave their sums in registers
+    int few_rows;  // so many leave a processor time to ask for memory by itself
 
     // y[i] = x[i] / rms(x) * weight[i]; n real values, buffers padded to a multiple of 16 with zeros.
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
@@ -146,9 +153,9 @@ struct KernelTable {
     void (*arrange)(const PackedMatrix& w, uint8_t* out);
 
     // Multiplies rows by arranged panels [begin, end). Gated: begin and end are even. out:
-    // [rows][out_stride]. next: where the caller will go on reading, if not in the panels that follow.
+    // [rows][out_stride].
     void (*matmul)(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end,
-                   Epilogue epilogue, float* out, int out_stride, const uint8_t* next);
+                   Epilogue epilogue, float* out, int out_stride, ReadAhead ahead);
 
     // Rotates one head in place; cos and sin: [head_dim / 2].
     void (*rope)(float* head, const float* cos, const float* sin, int head_dim);
@@ -190,8 +197,9 @@ struct KernelTable {
     void (*exp)(const float* x, int n, float* y);
     void (*log)(const float* x, int n, float* y);
 
-    // Sum of all bytes read as 64-bit words: touches memory as the products do, for bandwidth measurements.
-    uint64_t (*read)(const uint8_t* data, size_t bytes);
+    // Sum of all bytes read as 64-bit words, for bandwidth measurements. pages: does not ask memory for them
+    // in good time, which is faster where the processor does.
+    uint64_t (*read)(const uint8_t* data, size_t bytes, bool pages);
 };
 
 const KernelTable* portable_kernels();

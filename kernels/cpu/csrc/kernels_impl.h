@@ -11,6 +11,7 @@ namespace flashlet::FLASHLET_ISA {
 inline constexpr KernelTable make_table(const char* name) {
     return {name,
             kMaxRows,
+            kFewRows,
             rms_norm,
             quantize,
             Groups::quantize,

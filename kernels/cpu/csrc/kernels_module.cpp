@@ -82,7 +82,7 @@ class Kernels {
         const int outputs = w.panels * kLanes;
         std::vector<float> out(rows * static_cast<size_t>(outputs));
         table_.matmul(w, {q.data(), scales.data(), stride}, static_cast<int>(rows), 0, w.panels,
-                      Epilogue::kStore, out.data(), outputs, nullptr);
+                      Epilogue::kStore, out.data(), outputs, {});
         return to_numpy(out);
     }
 

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "isa.h"
+
 namespace flashlet {
 namespace {
 
@@ -197,13 +199,14 @@ void Model::check_proposal(int index) {
 double Model::measure_read() {
     constexpr size_t kChunk = size_t{1} << 18;
     const auto chunks = static_cast<int>((arena_.bytes() + kChunk - 1) / kChunk);
+    const bool pages = reads_pages_ahead();
     std::atomic<uint64_t> sink{0};
     const auto begin = std::chrono::steady_clock::now();
     team_.run([&](Worker& worker) {
         team_.each(worker, chunks, 1, [&](int first, int last) {
             for (auto at = static_cast<size_t>(first) * kChunk; at < static_cast<size_t>(last) * kChunk;
                  at += kChunk)
-                sink += kernels_.read(arena_.data() + at, std::min(kChunk, arena_.bytes() - at));
+                sink += kernels_.read(arena_.data() + at, std::min(kChunk, arena_.bytes() - at), pages);
         });
     });
     return static_cast<double>(arena_.bytes()) /

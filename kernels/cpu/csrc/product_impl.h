@@ -9,15 +9,25 @@ namespace flashlet::FLASHLET_ISA {
 // for the lines this far ahead doubled the speed of a single row.
 inline constexpr int kPrefetchDistance = 16384;
 
+inline constexpr int kPage = 4096;      // where the processor's own reading ahead ends
+inline constexpr int kPageStart = 128;  // bytes of a page that make it begin again
+
 // What to ask memory for: the bytes from `at` to `stop`, then, if it is given, those from `next` on.
 struct Ahead {
     const uint8_t *at, *stop, *next;
+    bool pages;  // up to `stop`: only where they begin
     void ask(int bytes) {
-        prefetch_bytes(at, bytes);
+        const auto over = static_cast<int>(reinterpret_cast<uintptr_t>(at + bytes) % kPage);
+        if (!pages) {
+            prefetch_bytes(at, bytes);
+        } else if (over < bytes) {
+            prefetch_bytes(at + bytes - over, kPageStart);
+        }
         at += bytes;
         if (at < stop || next == nullptr) return;
         at = next;
         next = nullptr;
+        pages = false;
     }
 };
 
@@ -49,13 +59,13 @@ struct MatmulTask {
     Epilogue epilogue;
     float* out;
     int out_stride;
-    const uint8_t* next;
+    ReadAhead read_ahead;
 
     const uint8_t* panel(int index) const { return w.cells + static_cast<size_t>(index) * w.panel_bytes(); }
     Ahead ahead() const {
         const uint8_t *at = panel(begin) + kPrefetchDistance, *stop = panel(end);
-        if (at < stop || next == nullptr) return {at, stop, next};
-        return {next + (at - stop), stop, nullptr};
+        if (at < stop || read_ahead.next == nullptr) return {at, stop, read_ahead.next, read_ahead.pages};
+        return {read_ahead.next + (at - stop), stop, nullptr, false};
     }
 };
 
@@ -113,8 +123,8 @@ void arrange_matrix(const PackedMatrix& w, uint8_t* out) {
 }
 
 void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, int end, Epilogue epilogue,
-            float* out, int out_stride, const uint8_t* next) {
-    const MatmulTask task{w, x, begin, end, epilogue, out, out_stride, next};
+            float* out, int out_stride, ReadAhead read_ahead) {
+    const MatmulTask task{w, x, begin, end, epilogue, out, out_stride, read_ahead};
     for (int row = 0; row < rows;) {
         const RowTile tile = tile_of(row, rows, kMaxRows);
         dispatch_rows<Tile>(tile.rows, task, row);

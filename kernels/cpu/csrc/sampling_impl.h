@@ -202,11 +202,11 @@ void log(const float* x, int n, float* y) {
 
 inline constexpr size_t kReadAhead = 2048;  // floats
 
-uint64_t read(const uint8_t* data, size_t bytes) {
+uint64_t read(const uint8_t* data, size_t bytes, bool pages) {
     I32x16 sums[4] = {splat_int(0), splat_int(0), splat_int(0), splat_int(0)};
     const float* words = reinterpret_cast<const float*>(data);
     for (size_t i = 0; i + 64 <= bytes / sizeof(float); i += 64) {
-        for (int j = 0; j < 4; ++j) prefetch(words + i + kReadAhead + j * kLanes);
+        for (int j = 0; j < 4 && !pages; ++j) prefetch(words + i + kReadAhead + j * kLanes);
         for (int j = 0; j < 4; ++j) sums[j] = add(sums[j], bits(load(words + i + j * kLanes)));
     }
     const F32x16 total = from_bits(add(add(sums[0], sums[1]), add(sums[2], sums[3])));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "isa.h"
+
 namespace flashlet {
 
 using Clock = std::chrono::steady_clock;
@@ -13,6 +15,7 @@ constexpr int kLargestChunk = 32;  // panels
 
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
+      paged_rows_(reads_pages_ahead() ? kernels.few_rows : 0),
       pool_(limits.threads),
       counters_(limits.stages, pool_.size()),
       quantized_(static_cast<size_t>(limits.rows) * input_units(limits)),

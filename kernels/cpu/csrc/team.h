@@ -94,9 +94,11 @@ class Team {
                  float* out, int out_stride, Stage stage, const PackedMatrix* next, Body&& each_part) {
         const int chunk = chunk_of(w), own_end = part_begin(w.panels, chunk, worker.index + 1, size());
         const uint8_t* next_part = part_of(worker, next);
+        const bool pages = rows <= paged_rows_ && w.bytes() / static_cast<size_t>(size()) >= kLargePart;
         each(worker, w.panels, chunk, [&](int begin, int end) {
             const bool last = end == own_end || end == w.panels;
-            kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride, last ? next_part : nullptr);
+            kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride,
+                            {last ? next_part : nullptr, pages});
             each_part(begin, end);
         });
         finish(worker, stage, next);
@@ -116,6 +118,8 @@ class Team {
     int row_chunk(int rows) const { return std::clamp(rows / size(), 1, 4); }
 
     static constexpr int kPrivateRows = 6;
+    static constexpr size_t kLargePart =
+        3 << 17;  // bytes; a smaller one ends before a processor reads ahead well
 
     int chunk_of(const PackedMatrix& w) const;  // panels that a thread multiplies at once
 
@@ -126,6 +130,7 @@ class Team {
     }
 
     const KernelTable& kernels_;
+    const int paged_rows_;  // at most, in a product that asks memory only for the beginnings of pages
     ThreadPool pool_;
     ChunkCounters counters_;
     std::vector<int16_t> quantized_;
