@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-# Answers are long enough that the engine, not HTTP, is what clients wait for: only then is the queue ever full.
+# Answers are so long that clients wait for the engine, not for HTTP: only then is the queue ever full.
 CLIENTS, RUNNING, WAITING, TOKENS = 300, 1, 64, 128
 CONNECT_SECONDS = 0.5
 
