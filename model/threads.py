@@ -6,31 +6,24 @@ import math
 import os
 from pathlib import Path
 
-_CPU_ROOT = Path("/sys/devices/system/cpu")
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from flashlet.model.cgroup import cpu_quota
 
 
-def physical_cores() -> int:
-    """Distinct cores among the CPUs that affinity allows, no more than the cgroup's CPU quota; at least 1.
+def physical_cores(root: Path = Path("/")) -> int:
+    """Distinct cores among the CPUs that affinity allows, no more than a quota pays for; at least 1.
 
     Hyper-threads share one core's multipliers and caches, so a second thread on a core only adds waiting.
+    `root` replaces / for what the system says in files.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _cgroup_cpus()))
+    cores = {_siblings(root, cpu) for cpu in allowed}
+    quota = cpu_quota(root)
+    return max(1, len(cores) if quota is None else min(len(cores), math.ceil(quota)))
 
 
-def _siblings(cpu: int) -> str:
+def _siblings(root: Path, cpu: int) -> str:
     try:
-        return (_CPU_ROOT / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        return path.read_text().strip()
     except OSError:
         return str(cpu)
-
-
-def _cgroup_cpus() -> int:
-    """CPUs that the cgroup's quota pays for (cgroup v2), rounded up; a large number without a quota."""
-    try:
-        quota, period = _CGROUP_QUOTA.read_text().split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):
-        return 1 << 16

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from flashlet.model.cgroup import cpu_quota
 from flashlet.model.threads import physical_cores
 from flashlet.serving.memory import available_memory
 
@@ -21,7 +22,7 @@ class Machine:
     cpu: str
     logical_cpus: int
     allowed_cpus: int  # by the process's affinity
-    cpu_quota: float | None  # CPUs that the container may use; None: no limit
+    cpu_quota: float | None  # CPUs that the container or service may use; None: no limit
     default_threads: int
     load: float  # processes that wanted to run, average of the last minute
     governor: str | None  # of the CPU's frequency; None: unknown
@@ -37,12 +38,12 @@ def read_machine(root: Path = Path("/")) -> Machine:
         cpu=cpu_name(root),
         logical_cpus=os.cpu_count() or 1,
         allowed_cpus=len(allowed),
-        cpu_quota=_cpu_quota(root),
-        default_threads=physical_cores(),
+        cpu_quota=cpu_quota(root),
+        default_threads=physical_cores(root),
         load=psutil.getloadavg()[0],
         governor=_governor(root),
         total_memory=psutil.virtual_memory().total,
-        available_memory=available_memory(root / "sys/fs/cgroup"),
+        available_memory=available_memory(root),
         swap_used=psutil.swap_memory().used,
     )
 
@@ -51,12 +52,6 @@ def cpu_name(root: Path = Path("/")) -> str:
     """The processor as the system calls it, or at least its architecture."""
     match = re.search(r"^model name\s*:\s*(.+)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def _cpu_quota(root: Path) -> float | None:
-    """CPUs that cgroup v2 pays for."""
-    quota, _, period = _text(root / "sys/fs/cgroup/cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() else None
 
 
 def _governor(root: Path) -> str | None:

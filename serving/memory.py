@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from flashlet.model.cgroup import free_memory
 from flashlet.model.config import ModelConfig
 from flashlet.model.errors import OutOfMemoryError
 from flashlet.model.executor import KvDtype, WeightDtype
@@ -18,15 +19,14 @@ _WEIGHT_BYTES = {"int8": 1 + 2 / 32, "fp32": 4.0}  # int8: a binary16 scale for 
 _KV_BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 
 
-def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that can be taken without swapping, within the limit of the container if there is one."""
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that can be taken without swapping, within the limits of the container or service, if any.
+
+    `root` replaces / for what the system says in files about those.
+    """
     available = psutil.virtual_memory().available
-    try:
-        limit = int((cgroup / "memory.max").read_text())  # "max" where there is no limit
-        available = min(available, limit - int((cgroup / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return max(available, 0)
+    allowed = free_memory(root)
+    return max(available if allowed is None else min(available, allowed), 0)
 
 
 def parameter_count(config: ModelConfig) -> int:

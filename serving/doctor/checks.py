@@ -33,8 +33,8 @@ def check_cores(machine: Machine, threads: int) -> Iterator[Finding]:
     if machine.cpu_quota is not None and machine.cpu_quota < machine.allowed_cpus:
         yield Finding(
             "warning",
-            f"the container may use {machine.cpu_quota:g} of {machine.allowed_cpus} CPUs",
-            "raise the container's CPU limit (docker run --cpus, or limits.cpu)",
+            f"the container or service may use {machine.cpu_quota:g} of {machine.allowed_cpus} CPUs",
+            "raise its CPU limit (docker run --cpus, limits.cpu, or CPUQuota= of systemd)",
         )
     if machine.allowed_cpus < machine.logical_cpus:
         yield Finding(

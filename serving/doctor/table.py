@@ -52,7 +52,7 @@ def _facts(examination: Examination) -> Iterator[tuple[str, str]]:
 
 def _cores(machine: Machine) -> str:
     allowed = f"{machine.allowed_cpus} of {machine.logical_cpus} CPUs"
-    quota = "" if machine.cpu_quota is None else f", container limit {machine.cpu_quota:g}"
+    quota = "" if machine.cpu_quota is None else f", limit of the container or service {machine.cpu_quota:g}"
     return f"{allowed}{quota}; {machine.default_threads} threads by default"
 
 

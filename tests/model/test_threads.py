@@ -14,11 +14,9 @@ from flashlet.model import threads
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of eight CPUs on four cores, without a quota; its files lie in the folder."""
     for cpu in range(8):
-        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
-    monkeypatch.setattr(threads, "_CPU_ROOT", tmp_path)
-    monkeypatch.setattr(threads, "_CGROUP_QUOTA", tmp_path / "cpu.max")
     _allow(monkeypatch, range(8))
     return tmp_path
 
@@ -28,14 +26,15 @@ def _allow(monkeypatch: pytest.MonkeyPatch, cpus: range | set[int]) -> None:
 
 
 def test_siblings_count_once(machine: Path) -> None:
-    assert threads.physical_cores() == 4
+    assert threads.physical_cores(machine) == 4
 
 
 @pytest.mark.parametrize(("cpus", "cores"), [({0, 1}, 2), ({0, 4}, 1), ({1, 5, 2}, 2), ({7}, 1)])
-@pytest.mark.usefixtures("machine")
-def test_affinity_limits_the_cores(monkeypatch: pytest.MonkeyPatch, cpus: set[int], cores: int) -> None:
+def test_affinity_limits_the_cores(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, cpus: set[int], cores: int
+) -> None:
     _allow(monkeypatch, cpus)
-    assert threads.physical_cores() == cores
+    assert threads.physical_cores(machine) == cores
 
 
 @pytest.mark.parametrize(
@@ -54,23 +53,23 @@ def test_affinity_limits_the_cores(monkeypatch: pytest.MonkeyPatch, cpus: set[in
     ],
 )
 def test_a_quota_limits_the_cores(machine: Path, quota: str, cores: int) -> None:
-    (machine / "cpu.max").write_text(quota + "\n")
-    assert threads.physical_cores() == cores
+    (machine / "sys/fs/cgroup").mkdir(parents=True)
+    (machine / "sys/fs/cgroup/cpu.max").write_text(quota + "\n")
+    assert threads.physical_cores(machine) == cores
 
 
 def test_cpus_without_topology_are_cores(machine: Path) -> None:
     for cpu in range(8):
-        (machine / f"cpu{cpu}" / "topology" / "thread_siblings_list").unlink()
-    assert threads.physical_cores() == 8
+        (machine / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").unlink()
+    assert threads.physical_cores(machine) == 8
 
 
-@pytest.mark.usefixtures("machine")
-def test_systems_without_affinity_count_all_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_without_affinity_count_all_cpus(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    assert threads.physical_cores() == 3
+    assert threads.physical_cores(machine) == 3
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert threads.physical_cores() == 1
+    assert threads.physical_cores(machine) == 1
 
 
 def test_this_machine_has_a_core() -> None:

@@ -100,7 +100,7 @@ def test_cores() -> None:
     limited = replace(MACHINE, logical_cpus=8, cpu_quota=1.5, governor="powersave")
     assert problems(checks.check_cores(limited, 2)) == [
         ("warning", "2 threads share 1.5 CPUs: they wait for each other in every layer"),
-        ("warning", "the container may use 1.5 of 4 CPUs"),
+        ("warning", "the container or service may use 1.5 of 4 CPUs"),
         ("note", "this process may run on 4 of 8 CPUs"),
         ("warning", "the CPU frequency governor is powersave"),
     ]

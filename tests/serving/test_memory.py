@@ -59,8 +59,10 @@ def test_kv_cache_that_does_not_fit_is_refused() -> None:
 
 
 def test_limit_of_a_container(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("1500\n")
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("5000\n")
+    (group / "memory.current").write_text("1500\n")
     assert available_memory(tmp_path) == 3500
-    (tmp_path / "memory.max").write_text("max\n")
+    (group / "memory.max").write_text("max\n")
     assert available_memory(tmp_path) > 3500

@@ -1,0 +1,73 @@
+"""What the control groups of this process let it use: containers, and services with limits of their own.
+
+cgroups(7). A limit may stand in the group of the process or in any above it, in version 2 as in version 1;
+in a container, whose files show its own group as the topmost, the path of the process may not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs that the tightest quota pays for; None without one. `root` replaces / for what files say."""
+    quotas: list[float] = []
+    for folder in _groups(root, "cpu"):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):  # else "max", -1 or nothing
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that may still be taken within the tightest limit; None without one.
+
+    Pages of files that nobody has read for a while count as free: the system gives them up first.
+    """
+    free: list[int] = []
+    for folder in _groups(root, "memory"):
+        limit, used = _text(folder / "memory.max"), _text(folder / "memory.current")
+        inactive = "inactive_file"
+        if not limit:
+            limit, used = _text(folder / "memory.limit_in_bytes"), _text(folder / "memory.usage_in_bytes")
+            inactive = "total_inactive_file"
+        if limit.isdigit() and used.isdigit():
+            free.append(int(limit) - int(used) + _statistic(folder / "memory.stat", inactive))
+    return min(free, default=None)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the groups that `controller` puts this process in, up to the topmost one."""
+    top = root / "sys/fs/cgroup"
+    found = False
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        found = True
+        base = top / controller if controllers else top
+        own = Path(path.lstrip("/"))
+        if ".." not in own.parts:  # else outside of what the container sees
+            yield from (base / group for group in (own, *own.parents) if group.name)
+        yield base
+    if not found:
+        yield top
+
+
+def _statistic(path: Path, name: str) -> int:
+    for line in _text(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
