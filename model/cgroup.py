@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from flashlet.model.system_files import system_text
+
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """CPUs that the tightest quota pays for; None without one. `root` replaces / for what files say."""
     quotas: list[float] = []
     for folder in _groups(root, "cpu"):
-        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        quota, _, period = system_text(folder / "cpu.max").partition(" ")
         if not quota:
-            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+            quota = system_text(folder / "cpu.cfs_quota_us")
+            period = system_text(folder / "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit() and int(period):  # else "max", -1 or nothing
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
@@ -29,10 +32,11 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """
     free: list[int] = []
     for folder in _groups(root, "memory"):
-        limit, used = _text(folder / "memory.max"), _text(folder / "memory.current")
+        limit, used = system_text(folder / "memory.max"), system_text(folder / "memory.current")
         inactive = "inactive_file"
         if not limit:
-            limit, used = _text(folder / "memory.limit_in_bytes"), _text(folder / "memory.usage_in_bytes")
+            limit = system_text(folder / "memory.limit_in_bytes")
+            used = system_text(folder / "memory.usage_in_bytes")
             inactive = "total_inactive_file"
         if limit.isdigit() and used.isdigit():
             free.append(int(limit) - int(used) + _statistic(folder / "memory.stat", inactive))
@@ -43,7 +47,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the groups that `controller` puts this process in, up to the topmost one."""
     top = root / "sys/fs/cgroup"
     found = False
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in system_text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers and controller not in controllers.split(","):
@@ -59,15 +63,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _statistic(path: Path, name: str) -> int:
-    for line in _text(path).splitlines():
+    for line in system_text(path).splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.isdigit():
             return int(value)
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from flashlet.model.cgroup import cpu_quota
+from flashlet.model.system_files import system_text
 
 
 def physical_cores(root: Path = Path("/")) -> int:
@@ -16,14 +17,10 @@ def physical_cores(root: Path = Path("/")) -> int:
     `root` replaces / for what the system says in files.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_siblings(root, cpu) for cpu in allowed}
+    cores = {_siblings(root, cpu) or str(cpu) for cpu in allowed}
     quota = cpu_quota(root)
     return max(1, len(cores) if quota is None else min(len(cores), math.ceil(quota)))
 
 
 def _siblings(root: Path, cpu: int) -> str:
-    try:
-        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        return path.read_text().strip()
-    except OSError:
-        return str(cpu)
+    return system_text(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")

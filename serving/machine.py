@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from flashlet.model.cgroup import cpu_quota
+from flashlet.model.system_files import system_text
 from flashlet.model.threads import physical_cores
 from flashlet.serving.memory import available_memory
 
@@ -50,20 +51,13 @@ def read_machine(root: Path = Path("/")) -> Machine:
 
 def cpu_name(root: Path = Path("/")) -> str:
     """The processor as the system calls it, or at least its architecture."""
-    match = re.search(r"^model name\s*:\s*(.+)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
+    match = re.search(r"^model name\s*:\s*(.+)$", system_text(root / "proc/cpuinfo"), re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def _governor(root: Path) -> str | None:
     """Name of the frequency governor, unless the driver scales by itself under every governor."""
     folder = root / "sys/devices/system/cpu/cpu0/cpufreq"
-    if _text(folder / "scaling_driver").strip() in {"intel_pstate", "amd-pstate-epp"}:
+    if system_text(folder / "scaling_driver") in {"intel_pstate", "amd-pstate-epp"}:
         return None
-    return _text(folder / "scaling_governor").strip() or None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return system_text(folder / "scaling_governor") or None

@@ -43,7 +43,7 @@ def _facts(examination: Examination) -> Iterator[tuple[str, str]]:
         what = "the model's weights" if bandwidth.source == "weights" else "a buffer"
         yield (
             "bandwidth",
-            f"{bandwidth.gb_per_second:.1f} GB/s reading {what} with {bandwidth.threads} threads "
+            f"{bandwidth.gb_per_second:.1f} GB/s reading {what} with {_threads(bandwidth.threads)} "
             f"(varies by {bandwidth.spread:.0%})",
         )
     if fit:
@@ -53,7 +53,11 @@ def _facts(examination: Examination) -> Iterator[tuple[str, str]]:
 def _cores(machine: Machine) -> str:
     allowed = f"{machine.allowed_cpus} of {machine.logical_cpus} CPUs"
     quota = "" if machine.cpu_quota is None else f", limit of the container or service {machine.cpu_quota:g}"
-    return f"{allowed}{quota}; {machine.default_threads} threads by default"
+    return f"{allowed}{quota}; {_threads(machine.default_threads)} by default"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _model(fit: ModelFit) -> Iterator[tuple[str, str]]:
