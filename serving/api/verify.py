@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
@@ -20,6 +19,9 @@ from flashlet.serving.api.schema.verify import Verification, VerifyRequest
 from flashlet.serving.api.service import Service
 from flashlet.serving.api.sse import cancel_on_disconnect
 from flashlet.serving.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import httpx
 
 OBJECTS = {"/v1/chat/completions": "chat.completion", "/v1/completions": "text_completion"}
 _HEADERS = {"retry-after", "retry-after-ms", "x-should-retry"}  # of a replay that was refused
@@ -78,6 +80,8 @@ def _recorded(body: VerifyRequest) -> RecordedAnswer:
 
 async def _replay(body: VerifyRequest, request: Request) -> httpx.Response:
     """What the endpoint answers now, with token ids. The answer cache does not see it."""
+    import httpx  # not at the start: a tenth of a second
+
     fields = {name: value for name, value in body.request.items() if name not in _NOT_REPLAYED}
     fields |= {"return_token_ids": True} | _seed(body)
     transport = httpx.ASGITransport(OwnRequests(request.app), raise_app_exceptions=False)

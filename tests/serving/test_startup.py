@@ -44,3 +44,7 @@ def test_a_second_start_imports_no_reader_of_models(tiny_model_path: Path) -> No
     lines, modules = imported(LOAD, *heavy, arguments=(str(tiny_model_path),))
     assert modules == []
     assert lines == [str(loaded.tokenizer.encode("the weather in the city"))]
+
+
+def test_serving_imports_no_http_client() -> None:
+    assert imported("import flashlet.serving.api.http_server", "httpx", "rich", "torch") == ([], [])
