@@ -8,6 +8,11 @@ from collections import deque
 RECENT = 7  # steps whose median counts: a few slow ones change nothing
 LEAST_FIRST, LEAST_FURTHER = 0.02, 0.005  # that drafted tokens cost, of a step of one row
 STALE = 512  # observations after which plain steps of so many sequences say nothing any more
+LEARNED_ROWS = 64  # up to which live steps correct what was measured
+RATE = 0.05  # share of its error that one step corrects
+LARGEST_ERROR = 0.2  # that counts: a hiccup, or a change of everything, says little about rows
+FURTHER = 6  # counts of rows beyond those of a step and its neighbor that are looked at in turns
+CHEAPER = 1e-3  # what is not tried is believed to cost so much less each time, so that it is tried again
 
 
 class _Samples:
@@ -27,11 +32,12 @@ class _Samples:
 
 
 class StepCosts:
-    """Measured at the start (see calibration.py); live steps say how much slower everything is by now, with
-    longer contexts and whatever else the machine does.
+    """Measured at the start (see calibration.py); live steps say how much slower everything is by now, and,
+    little by little, what so many rows cost in comparison: with longer contexts another row costs more, and
+    while memory is slow it costs less.
 
-    The stairs between one count of rows and the next stay as they were measured: single live steps are too
-    noisy to tell them. Not one with StepTimes, whose smooth curve over any kind of step would hide them.
+    Not one with StepTimes, whose smooth curve over any kind of step would hide the stairs between one count
+    of rows and the next.
     """
 
     def __init__(self) -> None:
@@ -42,7 +48,8 @@ class StepCosts:
         self._draft_steps: dict[int, float] = {}  # ms of a step of one row by tokens drafted in it, as above
         self._drafting: dict[int, float] = {}  # ms by tokens drafted, computed from them
         self._plain: dict[int, _Samples] = {}  # ms of steps without proposals and drafts, by sequences
-        self._drift = _Samples()  # of now and then: ms of a step / what it cost at the start
+        self._learned = [1.0] * (LEARNED_ROWS + 1)  # by rows: times the measured, if all others are right
+        self._drift = _Samples()  # of now and then: ms of a step / what it was believed to cost
         self._number = 0
 
     @property
@@ -82,11 +89,13 @@ class StepCosts:
         Returns what such a step usually takes by now.
         """
         self._number += 1
-        expected = self._base_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
+        expected = self._row_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
         self._drift.add(ms / expected, self._number)
         if rows == num_sequences and not num_drafted:
             self._plain.setdefault(rows, _Samples()).add(ms, self._number)
-        return expected * self._drift.median
+        usual = expected * self._drift.median
+        self._learn(rows, ms / usual - 1)
+        return usual
 
     def plain_ms(self, num_sequences: int) -> float:
         """Milliseconds of a decode step without proposals and drafts."""
@@ -97,11 +106,27 @@ class StepCosts:
 
     def ms(self, rows: int) -> float:
         """Milliseconds of a decode step, proposals included."""
-        return self._base_ms(rows) * (self._drift.median or 1.0)
+        return self._row_ms(rows) * (self._drift.median or 1.0)
 
     def draft_ms(self, num_tokens: int) -> float:
         """Milliseconds of drafting so many tokens, of one sequence or several."""
         return self._draft_base_ms(num_tokens) * (self._drift.median or 1.0)
+
+    def _row_ms(self, rows: int) -> float:
+        """What was measured, as corrected since."""
+        return self._base_ms(rows) * self._learned[min(rows, LEARNED_ROWS)]
+
+    def _learn(self, rows: int, error: float) -> None:
+        """A step of so many rows took (1 + `error`) times as long as usual."""
+        if rows >= LEARNED_ROWS:
+            return
+        error = min(max(error, -LARGEST_ERROR), LARGEST_ERROR)
+        self._learned[rows] *= 1 + RATE * error
+        for neighbor in (rows - 1, rows + 1):
+            self._learned[neighbor] *= 1 + RATE / 2 * error
+        further = rows + 2 + self._number % FURTHER
+        if further < LEARNED_ROWS and self._row_ms(further) > self._row_ms(rows):
+            self._learned[further] *= 1 - CHEAPER
 
     def _base_ms(self, rows: int) -> float:
         """What was measured at the start, on straight lines between and beyond."""
