@@ -28,18 +28,20 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that may still be taken within the tightest limit; None without one.
 
-    Pages of files that nobody has read for a while count as free: the system gives them up first.
+    Pages of files count as free: the system gives them up first. Beyond memory.high nobody is killed, but
+    slowed down to a crawl: it is a limit, too.
     """
     free: list[int] = []
     for folder in _groups(root, "memory"):
-        limit, used = system_text(folder / "memory.max"), system_text(folder / "memory.current")
-        inactive = "inactive_file"
-        if not limit:
-            limit = system_text(folder / "memory.limit_in_bytes")
-            used = system_text(folder / "memory.usage_in_bytes")
-            inactive = "total_inactive_file"
-        if limit.isdigit() and used.isdigit():
-            free.append(int(limit) - int(used) + _statistic(folder / "memory.stat", inactive))
+        limits = [system_text(folder / f"memory.{name}") for name in ("max", "high")]
+        used, prefix = system_text(folder / "memory.current"), ""
+        if not used:
+            limits = [system_text(folder / "memory.limit_in_bytes")]
+            used, prefix = system_text(folder / "memory.usage_in_bytes"), "total_"
+        numbers = [int(limit) for limit in limits if limit.isdigit()]  # else "max" or nothing
+        if numbers and used.isdigit():
+            files = _statistics(folder / "memory.stat", f"{prefix}inactive_file", f"{prefix}active_file")
+            free.append(min(numbers) - max(int(used) - files, 0))
     return min(free, default=None)
 
 
@@ -62,9 +64,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         yield top
 
 
-def _statistic(path: Path, name: str) -> int:
-    for line in system_text(path).splitlines():
-        key, _, value = line.partition(" ")
-        if key == name and value.isdigit():
-            return int(value)
-    return 0
+def _statistics(path: Path, *names: str) -> int:
+    """The sum of what `path` says about `names`."""
+    fields = (line.partition(" ") for line in system_text(path).splitlines())
+    return sum(int(value) for name, _, value in fields if name in names and value.isdigit())

@@ -23,6 +23,7 @@ from flashlet.model.kv_pool import KvPool, block_bytes, blocks_in
 from flashlet.model.sampler import sample, token_logprobs
 from flashlet.model.sampling import TokenLogprobs
 from flashlet.model.step import DraftRequest, SequenceSlice, SliceOutput, Step
+from flashlet.model.threads import physical_cores
 from flashlet.model.transformer import Segment, Transformer, TransformerWeights
 from flashlet.model.transformer_weights import fp32_weights, int8_weights
 from flashlet.model.weight_cache import load_int8
@@ -55,8 +56,8 @@ class TorchExecutor:
         pool do not fit, and what opening the weights raises.
         """
         device = _checked_device(options)
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        if device.type == "cpu":  # torch's own default knows nothing of quotas
+            torch.set_num_threads(options.threads or physical_cores())
         try:
             weights = _load(path, options, device)
         except (MemoryError, torch.OutOfMemoryError) as error:

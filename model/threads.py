@@ -11,7 +11,7 @@ from flashlet.model.system_files import system_text
 
 
 def physical_cores(root: Path = Path("/")) -> int:
-    """Distinct cores among the CPUs that affinity allows, no more than a quota pays for; at least 1.
+    """Distinct cores among the CPUs that affinity allows, no more than a quota pays for, rounded up.
 
     Hyper-threads share one core's multipliers and caches, so a second thread on a core only adds waiting.
     `root` replaces / for what the system says in files.

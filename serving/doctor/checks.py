@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -24,11 +25,12 @@ def check_cores(machine: Machine, threads: int) -> Iterator[Finding]:
     usable = (
         machine.allowed_cpus if machine.cpu_quota is None else min(machine.allowed_cpus, machine.cpu_quota)
     )
-    if threads > usable:
+    enough = max(1, math.ceil(usable))
+    if threads > enough:
         yield Finding(
             "warning",
             f"{threads} threads share {usable:g} CPUs: they wait for each other in every layer",
-            f"--threads {max(1, int(usable))}, or a higher CPU limit",
+            f"--threads {enough}, or a higher CPU limit",
         )
     if machine.cpu_quota is not None and machine.cpu_quota < machine.allowed_cpus:
         yield Finding(
@@ -74,10 +76,10 @@ def check_bandwidth(bandwidth: ReadBandwidth | None, machine: Machine) -> Iterat
             f"the read bandwidth varies by {bandwidth.spread:.0%}: something else uses memory or CPUs",
             "look for busy processes (top), or for noisy neighbours of a virtual machine",
         )
-    if machine.load > machine.allowed_cpus:
+    if machine.load > machine.logical_cpus:
         yield Finding(
             "warning",
-            f"{machine.load:.1f} processes wanted to run on {machine.allowed_cpus} CPUs in the last minute",
+            f"{machine.load:.1f} processes wanted to run on {machine.logical_cpus} CPUs in the last minute",
             "stop what else runs, or leave CPUs to it with --threads",
         )
 

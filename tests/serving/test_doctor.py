@@ -98,12 +98,15 @@ def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_cores() -> None:
     assert problems(checks.check_cores(MACHINE, 4)) == []
     limited = replace(MACHINE, logical_cpus=8, cpu_quota=1.5, governor="powersave")
-    assert problems(checks.check_cores(limited, 2)) == [
-        ("warning", "2 threads share 1.5 CPUs: they wait for each other in every layer"),
+    assert problems(checks.check_cores(limited, 3)) == [
+        ("warning", "3 threads share 1.5 CPUs: they wait for each other in every layer"),
         ("warning", "the container or service may use 1.5 of 4 CPUs"),
         ("note", "this process may run on 4 of 8 CPUs"),
         ("warning", "the CPU frequency governor is powersave"),
     ]
+    # What is the default is no fault.
+    assert "threads share" not in str(problems(checks.check_cores(limited, 2)))
+    assert "threads share" not in str(problems(checks.check_cores(replace(limited, cpu_quota=0.5), 1)))
 
 
 def test_instruction_sets() -> None:
