@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from math import exp
 
 RECENT = 7  # steps whose median counts: a few slow ones change nothing
 LEAST_FIRST, LEAST_FURTHER = 0.02, 0.005  # that drafted tokens cost, of a step of one row
@@ -11,8 +12,8 @@ STALE = 512  # observations after which plain steps of so many sequences say not
 LEARNED_ROWS = 64  # up to which live steps correct what was measured
 RATE = 0.05  # share of its error that one step corrects
 LARGEST_ERROR = 0.2  # that counts: a hiccup, or a change of everything, says little about rows
-FURTHER = 6  # counts of rows beyond those of a step and its neighbor that are looked at in turns
-CHEAPER = 1e-3  # what is not tried is believed to cost so much less each time, so that it is tried again
+MEAN_RATE = 0.02  # at which the mean of the errors follows them
+FADING = 1e-3  # of a correction, each time that such a step is seen: contexts end, and the machine changes
 
 
 class _Samples:
@@ -48,8 +49,9 @@ class StepCosts:
         self._draft_steps: dict[int, float] = {}  # ms of a step of one row by tokens drafted in it, as above
         self._drafting: dict[int, float] = {}  # ms by tokens drafted, computed from them
         self._plain: dict[int, _Samples] = {}  # ms of steps without proposals and drafts, by sequences
-        self._learned = [1.0] * (LEARNED_ROWS + 1)  # by rows: times the measured, if all others are right
+        self._learned = [0.0] * (LEARNED_ROWS + 1)  # by rows: ln(what they cost / what was measured)
         self._drift = _Samples()  # of now and then: ms of a step / what it was believed to cost
+        self._mean_error = 0.0  # of steps of any rows
         self._number = 0
 
     @property
@@ -114,19 +116,18 @@ class StepCosts:
 
     def _row_ms(self, rows: int) -> float:
         """What was measured, as corrected since."""
-        return self._base_ms(rows) * self._learned[min(rows, LEARNED_ROWS)]
+        return self._base_ms(rows) * exp(self._learned[min(rows, LEARNED_ROWS)])
 
     def _learn(self, rows: int, error: float) -> None:
         """A step of so many rows took (1 + `error`) times as long as usual."""
-        if rows >= LEARNED_ROWS:
-            return
         error = min(max(error, -LARGEST_ERROR), LARGEST_ERROR)
-        self._learned[rows] *= 1 + RATE * error
-        for neighbor in (rows - 1, rows + 1):
-            self._learned[neighbor] *= 1 + RATE / 2 * error
-        further = rows + 2 + self._number % FURTHER
-        if further < LEARNED_ROWS and self._row_ms(further) > self._row_ms(rows):
-            self._learned[further] *= 1 - CHEAPER
+        # Slow steps are further from the median than fast ones. Only what these rows have more of than others
+        # is theirs, or else rows that are never compared with others would get dearer and dearer.
+        surplus = error - self._mean_error
+        self._mean_error += MEAN_RATE * surplus
+        if rows < LEARNED_ROWS:
+            for index, rate in ((rows - 1, RATE / 2), (rows, RATE), (rows + 1, RATE / 2)):
+                self._learned[index] += rate * surplus - FADING * self._learned[index]
 
     def _base_ms(self, rows: int) -> float:
         """What was measured at the start, on straight lines between and beyond."""

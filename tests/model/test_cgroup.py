@@ -68,35 +68,25 @@ def test_version_1_has_a_hierarchy_for_each_controller(tmp_path: Path) -> None:
     assert cpu_quota(root) is None
 
 
+def _service(root: Path, **memory: str) -> Path:
+    """A group whose files memory.* say this."""
+    files = {f"sys/fs/cgroup/a/memory.{name}": text for name, text in memory.items()}
+    return _write(root, {"proc/self/cgroup": "0::/a", **files})
+
+
 def test_files_leave_memory_free(tmp_path: Path) -> None:
-    root = _write(tmp_path, {
-        "proc/self/cgroup": "0::/a",
-        "sys/fs/cgroup/a/memory.max": "1000",
-        "sys/fs/cgroup/a/memory.current": "990",
-        "sys/fs/cgroup/a/memory.stat": "anon 90\nfile 900\ninactive_file 600\nactive_file 290",
-    })  # fmt: skip
-    assert free_memory(root) == 900
-    _write(root, {"sys/fs/cgroup/a/memory.current": "700"})  # statistics lag behind
-    assert free_memory(root) == 1000
+    stat = "anon 90\nfile 900\ninactive_file 600\nactive_file 290"
+    assert free_memory(_service(tmp_path, max="1000", current="990", stat=stat)) == 900
+    assert free_memory(_service(tmp_path, current="700")) == 1000  # statistics lag behind
 
 
 def test_a_service_that_would_be_slowed_down_is_at_its_limit(tmp_path: Path) -> None:
-    root = _write(tmp_path, {
-        "proc/self/cgroup": "0::/a",
-        "sys/fs/cgroup/a/memory.max": "max",
-        "sys/fs/cgroup/a/memory.high": "1000",
-        "sys/fs/cgroup/a/memory.current": "300",
-    })  # fmt: skip
-    assert free_memory(root) == 700
-    _write(root, {"sys/fs/cgroup/a/memory.max": "900"})
-    assert free_memory(root) == 600
+    assert free_memory(_service(tmp_path, max="max", high="1000", current="300")) == 700
+    assert free_memory(_service(tmp_path, max="900")) == 600
 
 
 @pytest.mark.parametrize("text", ["", "max", "max 100000", "nonsense", "1 0", "-3 100"])
 def test_what_is_no_limit_is_none(tmp_path: Path, text: str) -> None:
-    root = _write(tmp_path, {
-        "proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": text, "sys/fs/cgroup/a/memory.max": text,
-        "sys/fs/cgroup/a/memory.current": "1",
-    })  # fmt: skip
+    root = _write(_service(tmp_path, max=text, current="1"), {"sys/fs/cgroup/a/cpu.max": text})
     assert (cpu_quota(root), free_memory(root)) == (None, None)
     assert (cpu_quota(root / "nowhere"), free_memory(root / "nowhere")) == (None, None)

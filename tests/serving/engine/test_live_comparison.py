@@ -58,15 +58,17 @@ def test_live_steps_correct_what_rows_cost() -> None:
     assert costs.ms(5) > 1.1 * costs.ms(1)  # was not seen, but what is beside it
 
 
-def test_what_was_too_dear_once_is_tried_again_some_time() -> None:
-    costs = costs_of((1, 5.0), (3, 5.2), (4, 10.0))
-    for _ in range(2000):
-        costs.observe(1, 2, 0, 5.1)
-    assert costs.ms(2) == pytest.approx(5.1, rel=0.02)
-    assert 5.0 < costs.ms(4) < 8.0
-    for _ in range(20_000):
-        costs.observe(1, 2, 0, 5.1)
-    assert costs.ms(4) > 0.99 * costs.ms(2)  # but never believed to be cheaper than fewer rows
+@pytest.mark.parametrize("num_sequences", [1, 16])
+def test_steps_of_one_kind_change_nothing_in_comparison(num_sequences: int) -> None:
+    """However long nothing else is seen, and though disturbed steps are much slower than others are fast."""
+    costs = costs_of((1, 4.0), (8, 6.0), (16, 12.0), (32, 24.0))
+    before = [costs.ms(rows) for rows in range(1, 33)]
+    rng = random.Random(2)
+    for _ in range(30_000):
+        hiccup = 1.5 if rng.random() < 0.05 else 1.0
+        costs.observe(num_sequences, num_sequences, 0, hiccup * rng.lognormvariate(0, 0.06))
+    scale = costs.ms(32) / before[-1]
+    assert [costs.ms(rows) / scale for rows in range(1, 33)] == pytest.approx(before, rel=0.05)
 
 
 def test_plain_steps_are_known_for_themselves() -> None:
