@@ -65,6 +65,9 @@ def main(
     max_tokens: Annotated[int, typer.Option(min=16, help="Longest answer.")] = 128,
     limit: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 1000,
     threads: Annotated[int, typer.Option(min=0)] = 0,
+    context: Annotated[
+        int, typer.Option(min=0, help="Tokens of other prompts before each; then one client only.")
+    ] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every sample here.")] = None,
 ) -> None:
     """Tokens per second with and without speculation, and their ratio, by kind of prompt."""
@@ -72,11 +75,12 @@ def main(
     loaded = load_engine(resolve(model, pull_missing=True), options)
     try:
         bench = Bench(_engines(loaded))
-        prompts = _prompts(loaded, limit)
+        prompts = _behind_others(_prompts(loaded, limit), context)
         for temperature in (0.0, _WARM_TEMPERATURE):
             _one_client(bench, prompts, temperature, max_tokens)
-        _many_clients(bench, [tokens for _, tokens in prompts], max_tokens)
-        _random_text(bench, loaded, min(limit, 16), max_tokens)
+        if not context:
+            _many_clients(bench, [tokens for _, tokens in prompts], max_tokens)
+            _random_text(bench, loaded, min(limit, 16), max_tokens)
         _write(bench, loaded, json_file)
     finally:
         loaded.executor.close()
@@ -101,6 +105,19 @@ def _prompts(loaded: LoadedEngine, limit: int) -> list[tuple[str, tuple[int, ...
     for kind, prompt in prompts_by_kind(limit):
         text = template.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
         result.append((kind, tuple(loaded.tokenizer.encode(text, add_special_tokens=False))))
+    return result
+
+
+def _behind_others(
+    prompts: list[tuple[str, tuple[int, ...]]], count: int
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Each prompt behind `count` tokens of those that follow it, from the first again after the last."""
+    everything = [token for _, tokens in prompts for token in tokens]
+    result, end = [], 0
+    for kind, tokens in prompts:
+        end += len(tokens)
+        before = (everything[(end + index) % len(everything)] for index in range(count))
+        result.append((kind, (*before, *tokens)))
     return result
 
 
