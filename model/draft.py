@@ -243,6 +243,11 @@ def target_fingerprint(arrays: Arrays) -> str:
     return digest.hexdigest()[:32]
 
 
+def draft_config(path: Path) -> DraftConfig:
+    """The shape of the draft at `path`; raises as `load_draft`."""
+    return _open(path)[0]
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """What `save_draft` was told about the draft."""
     card: dict[str, Any] = msgspec.json.decode(_open(path)[1].metadata.get("card", "{}"))

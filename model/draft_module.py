@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -67,7 +68,7 @@ class DraftModule(nn.Module):
         if not self.config.attention:
             features = _take(features, rows)
         parts = [norm(part) for norm, part in zip(self.feature_norms, features.unbind(2), strict=True)]
-        state = self.fuse(torch.cat(parts, dim=-1))
+        state = self.fuse(torch.cat(parts, dim=-1)).float()  # also where products are in bfloat16
         if not self.config.attention:
             return self._rollout_alone(state, embeddings, rows, num_steps)
         length = state.shape[1]
@@ -94,6 +95,12 @@ class DraftModule(nn.Module):
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """The parameters as `draft_shapes` names them; `vocab_ids` are the caller's."""
         return {_file_name(name): value.detach().cpu().numpy() for name, value in self.named_parameters()}
+
+    def load_tensors(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Set the parameters to those of `tensors()`."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(torch.from_numpy(tensors[_file_name(name)]))
 
     def _decoders(self) -> list[DecoderLayer]:
         return cast("list[DecoderLayer]", list(self.layers))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,10 +19,38 @@ class RoundedLinear(nn.Linear):
     Source: Bengio et al., "Estimating or propagating gradients through stochastic neurons" (2013).
     """
 
+    _kept: Tensor | None = None  # rounded weights, while `rounded_once` holds
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        exact = self.weight.detach()
-        return functional.linear(x, self.weight + (round_weight(exact) - exact), self.bias)
+        rounded = round_weight(self.weight.detach()) if self._kept is None else self._kept
+        straight: Tensor = _StraightThrough.apply(self.weight, rounded)  # type: ignore[no-untyped-call]
+        return functional.linear(x, straight, self.bias)
+
+
+@contextmanager
+def rounded_once(module: nn.Module) -> Iterator[None]:
+    """Round all weights inside `module` now, and not again as long as this holds: they must not change."""
+    linears = [part for part in module.modules() if isinstance(part, RoundedLinear)]
+    for linear in linears:
+        linear._kept = round_weight(linear.weight.detach())
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear._kept = None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument; gradients are the first one's."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def round_weight(weight: Tensor) -> Tensor:

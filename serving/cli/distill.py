@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,7 +61,7 @@ def data(
         typer.Option(
             metavar="N,N,...",
             help="Keep the residual stream after so many layers; the last number is the model's.",
-            show_default="a quarter, a half and all of the layers",
+            show_default="those of the shipped draft, else a quarter, a half and all",
         ),
     ] = "",
     prompts: Annotated[
@@ -93,6 +94,7 @@ def data(
 
 @distill.command()
 def train(
+    context: typer.Context,
     run: RunArgument,
     corpus: CorpusArgument,
     model: ModelOption = None,
@@ -106,6 +108,15 @@ def train(
     attention: Annotated[bool, typer.Option(help="Layers that attend, or feed-forward ones only.")] = False,
     bits: Annotated[int, typer.Option(help="Of a weight: 4, which the draft is trained for, or 8.")] = 4,
     rollout: Annotated[int, typer.Option(min=1, help="Drafted tokens in a rollout.")] = 2,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Begin with this draft, whose shape and vocabulary stay."
+        ),
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Multiply in bfloat16: faster on some processors, not on others.")
+    ] = False,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-4,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 256,
     checkpoint_seconds: Annotated[float, typer.Option(min=0.0, help="Evaluate and save so often.")] = 600.0,
@@ -115,11 +126,15 @@ def train(
 
     flashlet distill train run --corpus corpus --seconds 3600
     """
+    if start_from is not None:
+        _refuse_given(context, ("vocab", "features", "layers", "attention", "bits"), "--start-from")
     opened = _open(run, model, corpus)
     from flashlet.serving.distill.draft_run import DraftShape
     from flashlet.serving.distill.training import TrainingOptions
 
-    if not opened.exists:
+    if not opened.exists and start_from is not None:
+        opened.begin_with(start_from)
+    elif not opened.exists:
         shape = DraftShape(vocab, layer_numbers(features), layers, attention, bits=bits)
         _report(f"the draft's vocabulary covers {opened.begin(shape, seed):.1%} of the answers")
     options = TrainingOptions(
@@ -129,6 +144,7 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         checkpoint_seconds=checkpoint_seconds,
+        bf16=bf16,
     )
     opened.train(options, rollout, _report)
 
@@ -211,6 +227,14 @@ def _open(run: Path, model: str | None, corpora: list[Path]) -> DraftRun:
     from flashlet.serving.distill.draft_run import DraftRun
 
     return DraftRun(run, resolve_model(model), [Corpus(path) for path in corpora])
+
+
+def _refuse_given(context: typer.Context, names: Sequence[str], because: str) -> None:
+    """Options that mean nothing beside another one are not ignored."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"expected none with {because}", param_hint=f"--{name}")
 
 
 def _need_torch() -> None:

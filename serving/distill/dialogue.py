@@ -22,7 +22,7 @@ _MIN_POOL = 20  # texts before any is used, so that the first ones are not used 
 class DialogueOptions:
     """What conversations look like."""
 
-    written_share: float = 0.7  # of the conversations begin with a written request while there are any
+    written_share: float = 0.85  # of the conversations begin with a written request while there are any
     similar_share: float = 0.5  # of the others, with one that the model writes after some examples
     user_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0)
     answer_temperature: float = 0.7  # of the answers that are not greedy

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flashlet.model.draft_module import DraftModule
+from flashlet.model.rounded_linear import rounded_once
 from flashlet.serving.distill.target import TargetParts
 from flashlet.serving.distill.windows import Batch
 
@@ -14,6 +15,7 @@ from flashlet.serving.distill.windows import Batch
 class DraftLoss(nn.Module):
     """KL divergence from the target's distribution over the reduced vocabulary to the draft's.
 
+    The draft's is what the server drafts by, with what the text says: its weights need not know that.
     A rollout takes the tokens that the target chose: later steps only matter where the earlier were right.
     """
 
@@ -24,18 +26,27 @@ class DraftLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Weighted mean over rows and steps, in nats."""
+        with rounded_once(self.draft):
+            return self._divergence(batch)
+
+    def _divergence(self, batch: Batch) -> Tensor:
         target, num_steps = self._target.to(batch.rows.device), batch.weights.shape[-1]
         embeddings = target.embed(batch.tokens[:, 1:])
         outputs = self.draft.rollout(batch.features, embeddings, batch.starts, batch.rows, num_steps)
         with torch.no_grad():
-            expected = target.reduced_logits(batch.features[:, :, -1]).softmax(-1)
+            logged = target.reduced_logits(batch.features[:, :, -1]).float().log_softmax(-1)
+            expected = logged.exp()
+            entropy = -(expected * logged).sum(-1)
         windows = torch.arange(len(batch.rows), device=batch.rows.device)[:, None].expand_as(batch.rows)
         total = torch.zeros((), device=batch.rows.device)
         for step, output in enumerate(outputs):
             kept = batch.weights[..., step] > 0
-            wanted = expected[windows[kept], batch.rows[kept] + step + 1]
-            loss = functional.cross_entropy(self.draft.logits(output[kept]), wanted, reduction="sum")
-            total = total + self._decay**step * (loss - torch.special.entr(wanted).sum())
+            places = windows[kept], batch.rows[kept] + step + 1
+            said = windows[kept], batch.rows[kept] + step + 2
+            logits = self.draft.logits(output[kept]).float()
+            logits = target.remind(logits, batch.reminder_ids[said], batch.reminders[said])
+            loss = functional.cross_entropy(logits, expected[places], reduction="sum")
+            total = total + self._decay**step * (loss - entropy[places].sum())
         scale = sum(self._decay**step for step in range(num_steps))
         mean: Tensor = total / (batch.weights[..., 0].sum().clamp(min=1) * scale)
         return mean

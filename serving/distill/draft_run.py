@@ -19,9 +19,11 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from flashlet.model.draft import DraftConfig, save_draft
+from flashlet.model.draft import DraftConfig, load_draft, save_draft
 from flashlet.model.draft_module import DraftModule
+from flashlet.model.draft_tensors import draft_tensors
 from flashlet.model.errors import FlashletError
 from flashlet.model.weights import open_weights
 from flashlet.serving.distill.corpus import Corpus
@@ -95,10 +97,20 @@ class DraftRun:
         )
         parts = TargetParts.load(self._source, vocab_ids)
         draft = initial_draft(config, parts, self._select(config), target.context_length, seed)
-        torch.save(draft.state_dict(), self.folder / "best.pt")
-        (self.folder / "config.json").write_text(config.to_json())
-        np.save(self.folder / "vocab_ids.npy", vocab_ids)
+        self._write_beginning(draft, vocab_ids)
         return covered
+
+    def begin_with(self, path: Path) -> None:
+        """Begin with the draft in the file at `path`: its shape, its vocabulary and its weights.
+
+        Raises what `load_draft` raises, FlashletError for features that the corpora do not have.
+        """
+        target = self._source.config
+        config, arrays = load_draft(path, target, self._corpora[0].info.model)
+        self._select(config)
+        draft = DraftModule(config, target.context_length)
+        draft.load_tensors(draft_tensors(config, arrays))
+        self._write_beginning(draft, arrays["vocab_ids"])
 
     def train(self, options: TrainingOptions, num_steps: int, report: Callable[[str], None]) -> None:
         """Train on rollouts of `num_steps`, and keep the weights with the best acceptance.
@@ -110,7 +122,7 @@ class DraftRun:
         windows, held_out = make_windows(corpora, False, WINDOW), make_windows(corpora, True, WINDOW)
         held_out_rows = sum(window.length for window in held_out)
         known = self._best(held_out_rows)
-        best = known if known is not None else evaluate(draft, target, held_out).greedy["all"].tokens
+        best = known if known is not None else evaluate(draft, target, held_out).tokens
 
         def epoch(rng: random.Random, skip: int) -> Iterator[Batch]:
             return batches(windows, options.batch_rows, num_steps, rng, skip)
@@ -128,8 +140,8 @@ class DraftRun:
             with (self.folder / "log.jsonl").open("ab") as stream:
                 line = {"rows": trainer.rows_seen, "seconds": round(trainer.seconds), **_everything(result)}
                 stream.write(msgspec.json.encode(line) + b"\n")
-            if result.greedy["all"].tokens > best:
-                best = result.greedy["all"].tokens
+            if result.tokens > best:
+                best = result.tokens
                 torch.save(averaged.state_dict(), self.folder / "best.pt")
                 self._write_evaluation(result, trainer, held_out_rows)
 
@@ -161,6 +173,11 @@ class DraftRun:
             {"corpus_tokens": tokens, **measured, **card},
         )
 
+    def _write_beginning(self, draft: DraftModule, vocab_ids: NDArray[np.int32]) -> None:
+        torch.save(draft.state_dict(), self.folder / "best.pt")
+        (self.folder / "config.json").write_text(draft.config.to_json())
+        np.save(self.folder / "vocab_ids.npy", vocab_ids)
+
     def _select(self, config: DraftConfig) -> list[Corpus]:
         return [corpus.with_features(config.features) for corpus in self._corpora]
 
@@ -175,7 +192,7 @@ class DraftRun:
     def _write_evaluation(self, result: Evaluation, trainer: Trainer, held_out_rows: int) -> None:
         counters = {
             "held_out_rows": held_out_rows,
-            "accepted": result.greedy["all"].tokens,
+            "accepted": result.tokens,
             "rows": trainer.rows_seen,
             "seconds": trainer.seconds,
             "batches": trainer.batches_seen,

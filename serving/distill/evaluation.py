@@ -64,6 +64,11 @@ class Evaluation:
     greedy: dict[str, Acceptance]  # by kind, and "all"
     sampled: dict[str, Acceptance]
 
+    @property
+    def tokens(self) -> float:
+        """Mean number of accepted tokens, greedy and sampled answers counting alike."""
+        return (self.greedy["all"].tokens + self.sampled["all"].tokens) / 2
+
     def as_dict(self, costs: StepCosts) -> dict[str, dict[str, dict[str, object]]]:
         """For reports and cards."""
         return {
@@ -83,25 +88,19 @@ def evaluate(
     """
     device = target.embedding.device
     generator = torch.Generator(device).manual_seed(seed)
-    index_of = torch.full((target.config.vocab_size,), -1, device=device)
-    index_of[torch.from_numpy(target.vocab_ids.astype(np.int64))] = torch.arange(
-        len(target.vocab_ids), device=device
-    )
     result = Evaluation(defaultdict(lambda: _nothing(num_steps)), defaultdict(lambda: _nothing(num_steps)))
     draft.eval()
     for sampled in (False, True):
         part = [item for item in windows if (item.conversation.temperature > 0) == sampled]
         for batch in batches(part, BATCH_ROWS, num_steps):
             moved = batch.to(device)
-            right = _right(draft, target, moved, index_of, generator)
+            right = _right(draft, target, moved, generator)
             _count(result.sampled if sampled else result.greedy, moved, right)
     draft.train()
     return result
 
 
-def _right(
-    draft: DraftModule, target: TargetParts, batch: Batch, index_of: Tensor, generator: torch.Generator
-) -> Tensor:
+def _right(draft: DraftModule, target: TargetParts, batch: Batch, generator: torch.Generator) -> Tensor:
     """bool [batch, selected, steps]: whether each drafted token is the one that the target chose."""
     num_steps = batch.weights.shape[-1]
     embeddings = target.embed(batch.tokens[:, 1:])
@@ -115,8 +114,10 @@ def _right(
     last = batch.tokens.shape[1] - 1
     right = []
     for step, output in enumerate(outputs):
-        logits = draft.logits(output)
-        wanted = index_of[batch.tokens[index, (batch.rows + step + 2).clamp(max=last)]]
+        predicted = (batch.rows + step + 2).clamp(max=last)
+        said = batch.reminder_ids[index, predicted], batch.reminders[index, predicted]
+        logits = target.remind(draft.logits(output), *said)
+        wanted = target.places[batch.tokens[index, predicted]]
         if expected is not None:
             own = expected[index, (batch.rows + step + 1).clamp(max=last - 1)] / temperature
             noise = _posterior_noise(own, wanted.clamp(min=0), generator)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flashlet.model.draft import target_fingerprint
+from flashlet.model.draft import draft_config, find_draft, target_fingerprint
 from flashlet.model.errors import FlashletError, UnsupportedModelError
 from flashlet.model.sampling import SamplingParams
 from flashlet.model.step import Step
@@ -165,12 +165,15 @@ def write_corpus(
     options: GenerationOptions,
     report: Callable[[str], None],
 ) -> None:
-    """Write, or go on with, the corpus in `folder`; without `features` some layers are chosen.
+    """Write, or go on with, the corpus in `folder`.
 
-    Raises what CorpusWriter and CorpusGenerator raise.
+    Without `features` they are those of the shipped draft, which training can then begin with, or else some
+    layers are chosen. Raises what CorpusWriter and CorpusGenerator raise.
     """
-    layers = loaded.config.num_layers
-    chosen = features or tuple(sorted({layers // 4, layers // 2, layers}))
+    shipped, layers = find_draft(model_path), loaded.config.num_layers
+    chosen = features or (
+        draft_config(shipped).features if shipped else tuple(sorted({layers // 4, layers // 2, layers}))
+    )
     fingerprint = target_fingerprint(load_int8(model_path).arrays)
     info = CorpusInfo(fingerprint, chosen, loaded.config.hidden_size, seed)
     with CorpusWriter(folder, info) as corpus:

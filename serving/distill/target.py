@@ -24,6 +24,7 @@ class TargetParts:
     embedding: Tensor  # [vocabulary, hidden]
     final_norm: Tensor  # [hidden]
     head: Tensor  # [reduced vocabulary, hidden]
+    places: Tensor  # int64 [vocabulary]: of each token in the reduced vocabulary, -1: it is not there
 
     @classmethod
     def load(cls, source: WeightSource, vocab_ids: NDArray[np.int32]) -> TargetParts:
@@ -35,14 +36,16 @@ class TargetParts:
 
         embedding = tensor("model.embed_tokens.weight")
         head = embedding if source.config.tie_word_embeddings else tensor("lm_head.weight")
-        rows = head[torch.from_numpy(vocab_ids.astype(np.int64))]
-        return cls(source.config, vocab_ids, embedding, tensor("model.norm.weight"), rows)
+        chosen = torch.from_numpy(vocab_ids.astype(np.int64))
+        places = torch.full((source.config.vocab_size,), -1)
+        places[chosen] = torch.arange(len(vocab_ids))
+        return cls(source.config, vocab_ids, embedding, tensor("model.norm.weight"), head[chosen], places)
 
     def to(self, device: torch.device) -> TargetParts:
         """The same on `device`."""
         if self.embedding.device == device:
             return self
-        moved = (part.to(device) for part in (self.embedding, self.final_norm, self.head))
+        moved = (part.to(device) for part in (self.embedding, self.final_norm, self.head, self.places))
         return TargetParts(self.config, self.vocab_ids, *moved)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -55,3 +58,11 @@ class TargetParts:
         return functional.linear(
             functional.rms_norm(stream, size, self.final_norm, self.config.rms_norm_eps), self.head
         )
+
+    def remind(self, logits: Tensor, token_ids: Tensor, bonuses: Tensor) -> Tensor:
+        """Logits [..., reduced vocabulary] with `bonuses` [..., n] for those of `token_ids` that are in it.
+
+        (The server lets tokens that are not in the reduced vocabulary join in.)
+        """
+        places = self.places[token_ids]
+        return logits.scatter_add(-1, places.clamp(min=0), bonuses * (places >= 0))

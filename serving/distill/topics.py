@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 KINDS = {  # kind: share of the conversations
-    "chat": 34,
-    "question": 16,
-    "code": 13,
-    "list": 6,
-    "json": 7,
+    "chat": 27,
+    "question": 13,
+    "code": 25,
+    "list": 5,
+    "json": 8,
     "translation": 5,
-    "rewriting": 10,
-    "summary": 6,
-    "long": 3,
+    "rewriting": 8,
+    "summary": 7,
+    "long": 2,
 }
 WORDS = {  # what fills the braces
     "language": ("Python",) * 5 + ("JavaScript", "Java", "C++", "C", "TypeScript", "Go", "Rust", "SQL"),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,6 +36,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     seed: int = 0
     checkpoint_seconds: float = 600.0
+    bf16: bool = False  # products in bfloat16; weights, sums of losses and the optimizer stay binary32
 
 
 class Trainer:
@@ -64,7 +66,7 @@ class Trainer:
         ]
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
         # Steady weights at any time, while the learning rate is still high.
-        self._average = AveragedModel(model, avg_fn=_moving_average)
+        self._average = AveragedModel(model, multi_avg_fn=_moving_average)
         self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
         self.rows_seen, self.seconds, self.batches_seen = 0, 0.0, 0
         self._epoch, self._batches_in_epoch = 0, 0
@@ -141,7 +143,9 @@ class Trainer:
         cosine = (1 + LAST_RATE + (1 - LAST_RATE) * math.cos(math.pi * self.progress)) / 2
         for group in self._optimizer.param_groups:
             group["lr"] = self.options.learning_rate * group["scale"] * warmup * cosine
-        loss = self._loss(batch.to(self._accelerator.device))
+        device = self._accelerator.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.bf16):
+            loss = self._loss(batch.to(device))
         self._accelerator.backward(loss)
         self._accelerator.clip_grad_norm_(self._loss.parameters(), 1.0)
         self._optimizer.step()
@@ -160,6 +164,6 @@ class Trainer:
         )
 
 
-def _moving_average(average: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
-    batches = min(AVERAGED_BATCHES, 1 + int(count) / 10)
-    return average + (latest - average) / batches
+def _moving_average(average: Any, latest: Any, count: Tensor | int) -> None:
+    """Both lists of tensors."""
+    torch._foreach_lerp_(average, latest, 1 / min(AVERAGED_BATCHES, 1 + int(count) / 10))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashlet.serving.distill.corpus import Conversation, Corpus
+from flashlet.serving.distill.reminders import MOST, reminders
 
 SHUFFLE_ROWS = 32_768  # windows of similar length meet in batches within so many rows
 
@@ -34,6 +35,8 @@ class Batch:
     starts: Tensor  # int64 [batch], position of the first row
     rows: Tensor  # int64 [batch, selected], padded with zeros
     weights: Tensor  # float32 [batch, selected, steps]: 1 where the predicted token is the model's own
+    reminder_ids: Tensor  # int64 [batch, length + 1, MOST]: what the text says about each of `tokens`
+    reminders: Tensor  # float32, the same shape: what that adds to their logits
     windows: Sequence[Window]
 
     def to(self, device: torch.device) -> Batch:
@@ -44,6 +47,8 @@ class Batch:
             self.starts.to(device),
             self.rows.to(device),
             self.weights.to(device),
+            self.reminder_ids.to(device),
+            self.reminders.to(device),
             self.windows,
         )
 
@@ -108,10 +113,15 @@ def _collate(windows: Sequence[Window], num_steps: int) -> Batch:
     selected = max(len(rows) for rows, _ in selections)
     rows = np.zeros((len(windows), selected), np.int64)
     weights = np.zeros((len(windows), selected, num_steps), np.float32)
+    ids = np.zeros((len(windows), length + 1, MOST), np.int64)
+    bonuses = np.zeros(ids.shape, np.float32)
     for index, window in enumerate(windows):
         begin, item = window.start, window.conversation
-        known = window.corpus.tokens(item)[begin : begin + window.length + 1]
+        text = window.corpus.tokens(item)
+        known = text[begin : begin + window.length + 1]
         tokens[index, : len(known)] = known
+        said = reminders(text.tolist(), begin, len(known))
+        ids[index, : len(known)], bonuses[index, : len(known)] = said
         features[index, : window.length] = window.corpus.features(item)[begin : begin + window.length]
         chosen, weight = selections[index]
         rows[index, : len(chosen)], weights[index, : len(chosen)] = chosen, weight
@@ -122,6 +132,8 @@ def _collate(windows: Sequence[Window], num_steps: int) -> Batch:
         starts,
         torch.from_numpy(rows),
         torch.from_numpy(weights),
+        torch.from_numpy(ids),
+        torch.from_numpy(bonuses),
         windows,
     )
 

@@ -25,6 +25,7 @@ from flashlet.model.draft import (
     save_draft,
     target_fingerprint,
 )
+from flashlet.model.draft_tensors import draft_tensors
 from flashlet.model.errors import FlashletError, ModelFormatError
 from flashlet.model.quantize import dequantize, unpack_panels
 from flashlet.model.weight_cache import load_int8
@@ -46,9 +47,10 @@ CONFIG = DraftConfig(
 PLAIN = replace(CONFIG, attention=False, num_heads=0, num_kv_heads=0, head_dim=0)
 
 
-@pytest.mark.parametrize(
-    "shape", [CONFIG, PLAIN, replace(CONFIG, num_layers=2, window=64), replace(PLAIN, bits=4)]
-)
+SHAPES = [CONFIG, PLAIN, replace(CONFIG, num_layers=2, window=64), replace(PLAIN, bits=4)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_saved_draft_is_loaded_as_it_was(
     shape: DraftConfig, config: ModelConfig, random_draft: RandomDraft, tmp_path: Path
 ) -> None:
@@ -97,6 +99,21 @@ def test_a_saved_draft_is_loaded_as_it_was(
 def test_impossible_configs_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelFormatError, match=message):
         replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_tensors_of_a_file_make_the_same_file(
+    shape: DraftConfig, config: ModelConfig, random_draft: RandomDraft, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save_draft(first, shape, random_draft(shape))
+    found, arrays = load_draft(first, config)
+    tensors = draft_tensors(found, arrays)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        name: size for name, size in draft_shapes(shape).items() if name != "vocab_ids"
+    }
+    save_draft(second, found, {**tensors, "vocab_ids": arrays["vocab_ids"]})
+    assert second.read_bytes() == first.read_bytes()
 
 
 def test_a_window_needs_attention() -> None:

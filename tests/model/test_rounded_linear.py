@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flashlet.model.quantize import dequantize, quantize_matrix
-from flashlet.model.rounded_linear import RoundedLinear, round_linears, round_weight
+from flashlet.model.rounded_linear import RoundedLinear, round_linears, round_weight, rounded_once
 
 
 @pytest.mark.parametrize("shape", [(3, 31), (33, 64), (17, 100)])
@@ -34,3 +34,14 @@ def test_gradients_pass_through_the_rounding() -> None:
     torch.testing.assert_close(linear(x), x @ round_weight(values).T + linear.bias)
     linear(x).sum().backward()
     torch.testing.assert_close(linear.weight.grad, x.sum(0).expand(8, 64))
+
+
+def test_changed_weights_are_rounded_anew() -> None:
+    linear, x = RoundedLinear(32, 4), torch.randn(2, 32)
+    with rounded_once(linear):
+        kept = linear(x)
+    with torch.no_grad():
+        torch._foreach_mul_([linear.weight], -3.0)  # as optimizers do, which versions of tensors do not tell
+    with rounded_once(linear):
+        assert not torch.equal(linear(x), kept)
+    torch.testing.assert_close(linear(x), x @ round_weight(linear.weight.detach()).T + linear.bias)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from corpora import corpus_of
 
-from flashlet.serving.distill.corpus import Answer, Corpus, CorpusInfo, CorpusWriter, Dialogue
+from flashlet.serving.distill.corpus import Answer
 from flashlet.serving.distill.windows import batches, make_windows
 
 WINDOW = 8
-
-
-def corpus_of(folder: Path, *answers: Answer, length: int = 24) -> Corpus:
-    """One conversation of `length` tokens, in training, with these answers."""
-    dialogue = Dialogue("chat", 0.0, tuple(range(length)), answers, "asked", "about")
-    with CorpusWriter(folder, CorpusInfo("model", (1,), 4, 0)) as writer:
-        writer.append(0, False, dialogue, np.ones((length, 1, 4), np.float32))
-    return Corpus(folder)
 
 
 @pytest.mark.parametrize("end", range(10, 25))

@@ -1,0 +1,30 @@
+"""What a text says about each of its tokens, as the server's draft hears it (docs/numerics.md, "history")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashlet.kernels.cpu import TokenHistory
+
+MOST = 16  # tokens that a text may say at one place
+
+
+def reminders(
+    tokens: Sequence[int], start: int, length: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Tokens that may stand at positions start .. start + length - 1, and what their logits gain by that.
+
+    Both [length, MOST], without a reminder 0 and 0.0. Only what stands before a position counts.
+    """
+    ids, bonuses = np.zeros((length, MOST), np.int64), np.zeros((length, MOST), np.float32)
+    history, known = TokenHistory(), list(tokens[:start])
+    for index in range(length):
+        history.extend(known)
+        for place, (token_id, bonus) in enumerate(history.successors([])):
+            ids[index, place], bonuses[index, place] = token_id, bonus
+        if start + index < len(tokens):
+            known.append(tokens[start + index])
+    return ids, bonuses
