@@ -39,6 +39,7 @@ class Drafter:
         self.costs = costs
         self._comparisons: dict[int, LiveComparison] = {}  # by load: what pays alone may not pay in company
         self._last_load = 1
+        self._seeks = False  # whether proposals were sought for the latest step: that alone takes time
         self._max_model_tokens = max_model_tokens
         self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
         self._by_confidence = _shared_acceptance(CONFIDENCES, Identity(CONFIDENCES))
@@ -55,6 +56,7 @@ class Drafter:
         phase = self.comparison.phase if self.costs.known else Phase.OFF
         if phase in (Phase.WIND_DOWN, Phase.PLAIN) and not all(part.decodes for part in parts):
             phase = Phase.SPECULATE  # what such a step takes proves nothing
+        self._seeks = False
         if phase is Phase.OFF:
             for part in parts:
                 if part.sequence.draft is not None:
@@ -63,6 +65,7 @@ class Drafter:
         # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
         pays = _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
         if pays and phase is not Phase.PLAIN:
+            self._seeks = True
             self._propose(
                 [part for part in parts if part.decodes and part.may_propose],
                 sum(part.num_rows for part in parts),
@@ -96,8 +99,8 @@ class Drafter:
         rows = sum(part.num_rows for part in parts)
         drafts = [part.sequence.draft for part in parts if part.draft is not None and part.draft.num_tokens]
         drafted = sum(len(draft.model_tokens) for draft in drafts if draft is not None)
-        usual = self.costs.observe(len(parts), rows, drafted, ms)
-        speculated = drafted > 0 or rows > len(parts)
+        speculated = self._seeks or drafted > 0 or rows > len(parts)
+        usual = self.costs.observe(len(parts), rows, drafted, ms, plain=not speculated)
         self.comparison.step_done(len(parts), num_tokens, min(ms, HICCUP * usual), speculated=speculated)
 
     def _propose(self, decodes: list[Part], num_rows: int, free_rows: int) -> None:

@@ -85,15 +85,16 @@ class StepCosts:
         insort(values, ms)
         return values[(len(values) - 1) // 2]
 
-    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> float:
+    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float, *, plain: bool) -> float:
         """A decode step of so many rows, proposals included, in which so many tokens were drafted.
 
-        Returns what such a step usually takes by now.
+        `plain`: nothing of speculation was in it, proposals were not even sought. Returns what such a step
+        usually takes by now.
         """
         self._number += 1
         expected = self._row_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
         self._drift.add(ms / expected, self._number)
-        if rows == num_sequences and not num_drafted:
+        if plain:
             self._plain.setdefault(rows, _Samples()).add(ms, self._number)
         usual = expected * self._drift.median
         self._learn(rows, ms / usual - 1)
