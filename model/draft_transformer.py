@@ -23,7 +23,9 @@ from flashlet.model.transformer import Decoder, Layer, Segment, Transformer
 from flashlet.model.transformer_weights import Int8Reader
 
 SHARPER = np.float32(0.8)  # temperature of a draft, which is not sure what the target believes
-GUEST_GAP = np.float32(2.4)  # below the largest logit: what a token has that only the text knows
+GUEST_GAP = np.float32(1.42)  # below the largest logit: what a token has that only the text knows
+BY_DOUBT = np.float32(1.11)  # what the text says counts more where the draft is not sure,
+BY_GAP = np.float32(0.54)  # and what the draft says about a token that follows in the text counts less
 LEAST_SHARE = 1e-3  # of the likeliest token's probability, for a token that may be drawn
 
 
@@ -160,7 +162,9 @@ class DraftTransformer:
 
 def _remind(logits: NDArray[np.float32], successors: Sequence[tuple[int, float]]) -> None:
     """Raise what followed in the text before; tokens that the draft does not know join in."""
-    guest = logits.max() - GUEST_GAP
-    for token_id, bonus in successors:
+    top = logits.max()
+    doubt = BY_DOUBT * np.log(np.exp(logits - top).sum())
+    for token_id, weight in successors:
         known = logits[token_id] > -np.inf
-        logits[token_id] = (logits[token_id] if known else guest) + np.float32(bonus)
+        base = logits[token_id] + BY_GAP * (top - logits[token_id]) if known else top - GUEST_GAP
+        logits[token_id] = base + np.float32(weight) + doubt

@@ -15,16 +15,16 @@ MOST = 16  # tokens that a text may say at one place
 def reminders(
     tokens: Sequence[int], start: int, length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Tokens that may stand at positions start .. start + length - 1, and what their logits gain by that.
+    """Tokens that may stand at positions start .. start + length - 1, and how much speaks for each.
 
-    Both [length, MOST], without a reminder 0 and 0.0. Only what stands before a position counts.
+    Both [length, MOST], -1 and 0.0 where there are fewer. Only what stands before a position counts.
     """
-    ids, bonuses = np.zeros((length, MOST), np.int64), np.zeros((length, MOST), np.float32)
+    ids, weights = np.full((length, MOST), -1), np.zeros((length, MOST), np.float32)
     history, known = TokenHistory(), list(tokens[:start])
     for index in range(length):
         history.extend(known)
-        for place, (token_id, bonus) in enumerate(history.successors([])):
-            ids[index, place], bonuses[index, place] = token_id, bonus
+        for place, (token_id, weight) in enumerate(history.successors([])):
+            ids[index, place], weights[index, place] = token_id, weight
         if start + index < len(tokens):
             known.append(tokens[start + index])
-    return ids, bonuses
+    return ids, weights

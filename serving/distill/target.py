@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flashlet.model.config import ModelConfig
+from flashlet.model.draft_transformer import BY_DOUBT, BY_GAP
 from flashlet.model.parameters import parameter_shapes
 from flashlet.model.weights import WeightSource
 
@@ -59,10 +60,15 @@ class TargetParts:
             functional.rms_norm(stream, size, self.final_norm, self.config.rms_norm_eps), self.head
         )
 
-    def remind(self, logits: Tensor, token_ids: Tensor, bonuses: Tensor) -> Tensor:
-        """Logits [..., reduced vocabulary] with `bonuses` [..., n] for those of `token_ids` that are in it.
+    def remind(self, logits: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
+        """Logits [..., reduced vocabulary] raised by what the text says (docs/numerics.md, "history").
 
-        (The server lets tokens that are not in the reduced vocabulary join in.)
+        That is `weights` [..., n] for distinct `token_ids`, -1 where there are fewer. Those that are not in
+        the reduced vocabulary are left out, although the server lets them join in.
         """
-        places = self.places[token_ids]
-        return logits.scatter_add(-1, places.clamp(min=0), bonuses * (places >= 0))
+        places = self.places[token_ids.clamp(min=0)]
+        known, places = (places >= 0) & (token_ids >= 0), places.clamp(min=0)
+        top = logits.amax(-1, keepdim=True)
+        doubt = logits.logsumexp(-1, keepdim=True) - top
+        gain = weights + float(BY_DOUBT) * doubt + float(BY_GAP) * (top - logits.gather(-1, places))
+        return logits.scatter_add(-1, places, gain * known)

@@ -36,7 +36,7 @@ class Batch:
     rows: Tensor  # int64 [batch, selected], padded with zeros
     weights: Tensor  # float32 [batch, selected, steps]: 1 where the predicted token is the model's own
     reminder_ids: Tensor  # int64 [batch, length + 1, MOST]: what the text says about each of `tokens`
-    reminders: Tensor  # float32, the same shape: what that adds to their logits
+    reminders: Tensor  # float32, the same shape: how much speaks for it
     windows: Sequence[Window]
 
     def to(self, device: torch.device) -> Batch:
@@ -113,15 +113,15 @@ def _collate(windows: Sequence[Window], num_steps: int) -> Batch:
     selected = max(len(rows) for rows, _ in selections)
     rows = np.zeros((len(windows), selected), np.int64)
     weights = np.zeros((len(windows), selected, num_steps), np.float32)
-    ids = np.zeros((len(windows), length + 1, MOST), np.int64)
-    bonuses = np.zeros(ids.shape, np.float32)
+    ids = np.full((len(windows), length + 1, MOST), -1)
+    spoken = np.zeros(ids.shape, np.float32)
     for index, window in enumerate(windows):
         begin, item = window.start, window.conversation
         text = window.corpus.tokens(item)
         known = text[begin : begin + window.length + 1]
         tokens[index, : len(known)] = known
         said = reminders(text.tolist(), begin, len(known))
-        ids[index, : len(known)], bonuses[index, : len(known)] = said
+        ids[index, : len(known)], spoken[index, : len(known)] = said
         features[index, : window.length] = window.corpus.features(item)[begin : begin + window.length]
         chosen, weight = selections[index]
         rows[index, : len(chosen)], weights[index, : len(chosen)] = chosen, weight
@@ -133,7 +133,7 @@ def _collate(windows: Sequence[Window], num_steps: int) -> Batch:
         torch.from_numpy(rows),
         torch.from_numpy(weights),
         torch.from_numpy(ids),
-        torch.from_numpy(bonuses),
+        torch.from_numpy(spoken),
         windows,
     )
 

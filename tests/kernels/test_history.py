@@ -10,7 +10,6 @@ import pytest
 
 from flashlet.kernels.cpu import TokenHistory
 
-BY_LENGTH = (2.09, 3.16, 4.39, 6.82)  # docs/numerics.md, "history"
 MIN_MATCH, MAX_MATCH, MAX_MATCHES = 2, TokenHistory.MAX_MATCH, 8
 
 Match = tuple[int, list[int]]
@@ -23,20 +22,27 @@ def history_of(tokens: list[int]) -> TokenHistory:
 
 
 def expected_successors(text: list[int], behind: list[int]) -> dict[int, float]:
-    """By the definition: the latest 16 places of the last token that something follows."""
+    """By the definition (docs/numerics.md, "history"): the latest 16 places of the last token."""
     whole = text + behind
     lengths: dict[int, int] = {}
+    contexts: dict[int, int] = {}
     counts: dict[int, int] = {}
     places = [i for i in range(len(text) - 1) if text[i] == whole[-1]]
     for place in reversed(places[-16:]):
         length = 1
-        while length < min(4, place + 1, len(whole)) and text[place - length] == whole[-1 - length]:
+        while length < min(16, place + 1, len(whole)) and text[place - length] == whole[-1 - length]:
             length += 1
+        pairs = zip(text[max(0, place - 8) : place][::-1], whole[-2::-1], strict=False)
         token = text[place + 1]
+        contexts[token] = max(contexts.get(token, 0), sum(a == b for a, b in pairs))
         lengths[token] = max(lengths.get(token, 0), length)
         counts[token] = counts.get(token, 0) + 1
     return {
-        token: BY_LENGTH[lengths[token] - 1] + 1.01 * math.log(counts[token]) - 0.68 * math.log(len(counts))
+        token: 1.08 * math.log(lengths[token])
+        + 0.21 * contexts[token]
+        + 0.83 * math.log(counts[token])
+        - 0.68 * math.log(len(counts))
+        - 0.27
         for token in counts
     }
 
@@ -70,6 +76,7 @@ def test_successors_are_what_followed_before() -> None:
                 [text[0]],
                 rng.integers(0, kinds, 2).tolist(),
                 rng.integers(0, kinds, 6).tolist(),
+                rng.integers(0, kinds, 20).tolist(),
             ):
                 found = dict(history_of(text).successors(behind))
                 expected = expected_successors(text, behind)

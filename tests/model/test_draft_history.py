@@ -66,8 +66,8 @@ def test_of_two_tokens_that_the_text_makes_equally_likely_the_lower_one_is_propo
     own = set(load_draft(draft, CONFIG)[1]["vocab_ids"].tolist())
     lower, higher, *_ = (token for token in range(CONFIG.vocab_size) if token not in own)
     first, second = (lower, higher) if in_order else (higher, lower)
-    one, two = sorted(own)[:2]
-    prompt = [one, two, first, one, two, second, one]
+    one, two, *others = sorted(own)[:7]
+    prompt = [one, two, first, *others[:2], one, two, second, *others[2:], one]
     always_two = SamplingParams(temperature=0.0, logit_bias=((two, 100.0),))
     for executor in (native_executor(arrays, draft=draft), torch_executor(arrays, draft=draft)):
         item = DraftRun(prompt, [4, 1, 3], always_two, 1, history=TokenHistory())

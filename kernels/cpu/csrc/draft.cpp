@@ -10,7 +10,9 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kSharper = 0.8f;  // a draft that is not sure what the target believes is right more often so
 constexpr int kGuests = History::kMost;  // tokens of the text that the vocabulary does not have
-constexpr float kGuestGap = 2.4f;        // below the largest logit, what a guest has before its bonus
+constexpr float kGuestGap = 1.42f;       // below the largest logit, what a guest has before its weight
+constexpr float kByDoubt = 1.11f;        // what the text says counts more where the draft is not sure,
+constexpr float kByGap = 0.54f;  // and what the draft says about a token that follows in the text counts less
 constexpr double kLeastShare = 1e-3;  // of the likeliest token's probability, for a token that may be drawn
 
 int fused_width(const DraftModel& model) {
@@ -250,16 +252,17 @@ void Draft::remind(Worker& worker, const Tail& tail, const History& history, flo
     if (count == 0) return;
     const auto by_token = [](const Successor& a, const Successor& b) { return a.token < b.token; };
     std::sort(found.begin(), found.begin() + count, by_token);  // of equally likely guests the lowest id wins
-    const float guest = kernels_.peak(logits, logit_stride_) - kGuestGap;
+    const float top = kernels_.peak(logits, logit_stride_), guest = top - kGuestGap;
+    const float doubt = kByDoubt * std::log(kernels_.exp_sum(logits, logit_stride_, top, 1.0f));
     int next = weights_.num_outputs;
     for (int i = 0; i < count; ++i) {
-        const auto [token, bonus] = found[static_cast<size_t>(i)];
+        const auto [token, weight] = found[static_cast<size_t>(i)];
         const int output = output_of_[static_cast<size_t>(token)];
         if (output >= 0) {
-            logits[output] += bonus;
+            logits[output] += weight + doubt + kByGap * (top - logits[output]);
         } else {
             worker.draft_ids[static_cast<size_t>(next)] = token;
-            logits[next++] = guest + bonus;
+            logits[next++] = guest + weight + doubt;
         }
     }
 }

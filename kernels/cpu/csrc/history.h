@@ -11,7 +11,7 @@ namespace flashlet {
 
 // The last tokens of a text, the newest last.
 struct Tail {
-    static constexpr int kMost = 4;
+    static constexpr int kMost = 16;
     std::array<int32_t, kMost> tokens{};
     int length = 0;
     void push(int32_t token);
@@ -25,13 +25,14 @@ struct Match {
 
 struct Successor {
     int32_t token;
-    float bonus;  // to its logit
+    float weight;  // how much speaks for it
 };
 
 // A text that only grows, with the positions of each token chained, latest first.
 class History {
   public:
     static constexpr int kMost = 16;                        // earlier occurrences that `successors` looks at
+    static constexpr int kContext = 8;                      // tokens before them that it compares one by one
     static constexpr int kLeastMatch = 2, kMostMatch = 16;  // tokens; longer ones are not told apart
     static constexpr int kMostMatches = 8, kMostVisits = 1024;  // that are compared; occurrences seen for it
     using Successors = std::array<Successor, kMost>;
@@ -42,8 +43,9 @@ class History {
     Tail tail() const;
 
     // Tokens that followed the last one of `tail`, each once, and how many they are. `tail` may go on behind
-    // the text. The bonus grows with the length of the context that was the same and with the number of
-    // times, and shrinks with the number of different successors.
+    // the text. The weight grows with the length of the context that was the same, with the tokens that were
+    // the same in a context that was not, and with the number of times; it shrinks with the number of
+    // different successors.
     int successors(const Tail& tail, Successors& found) const;
 
     // Prompt lookup: the longest match of the end of the text, the latest of equally long ones. A match

@@ -62,7 +62,7 @@ nb::list successors(const History& history, const std::vector<int32_t>& behind) 
     nb::list result;
     for (int i = 0; i < count; ++i) {
         const Successor& item = found[static_cast<size_t>(i)];
-        result.append(nb::make_tuple(item.token, item.bonus));
+        result.append(nb::make_tuple(item.token, item.weight));
     }
     return result;
 }
@@ -174,7 +174,7 @@ NB_MODULE(_native, m) {
         .def("__len__", &History::size)
         .def("successors", &successors, nb::arg("behind"),
              "What followed the last token before, once the tokens `behind` are put behind the text: "
-             "(token id, bonus to its logit).")
+             "(token id, how much speaks for it).")
         .def("match", &match, nb::arg("count"),
              "The longest earlier place that ends as the text does, 2 to MAX_MATCH tokens, as its length and "
              "`count` tokens that followed there; None if there is none.")
