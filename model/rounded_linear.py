@@ -56,12 +56,14 @@ class _StraightThrough(torch.autograd.Function):
 def round_weight(weight: Tensor) -> Tensor:
     """`weight` [out, in] as `quantize_matrix` rounds it to 4 bits."""
     outputs, inputs = weight.shape
-    grouped = functional.pad(weight, (0, -inputs % GROUP)).view(outputs, -1, GROUP)
+    if inputs % GROUP:
+        weight = functional.pad(weight, (0, -inputs % GROUP))
+    grouped = weight.view(outputs, -1, GROUP)
     largest, least = grouped.amax(2, keepdim=True), grouped.amin(2, keepdim=True)
     scale = (torch.where(-least >= largest, least, largest) / LEAST_Q4).half().float()
     divisor = scale.masked_fill(scale == 0, torch.inf)
     q = (grouped / divisor).round_().clamp_(LEAST_Q4, -LEAST_Q4 - 1)
-    return (q * scale).view(outputs, -1)[:, :inputs]
+    return q.mul_(scale).view(outputs, -1)[:, :inputs]
 
 
 def round_linears(module: nn.Module) -> None:

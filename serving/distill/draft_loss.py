@@ -37,16 +37,15 @@ class DraftLoss(nn.Module):
             logged = target.reduced_logits(batch.features[:, :, -1]).float().log_softmax(-1)
             expected = logged.exp()
             entropy = -(expected * logged).sum(-1)
-        windows = torch.arange(len(batch.rows), device=batch.rows.device)[:, None].expand_as(batch.rows)
-        total = torch.zeros((), device=batch.rows.device)
-        for step, output in enumerate(outputs):
-            kept = batch.weights[..., step] > 0
-            places = windows[kept], batch.rows[kept] + step + 1
-            said = windows[kept], batch.rows[kept] + step + 2
-            logits = self.draft.logits(output[kept]).float()
-            logits = target.remind(logits, batch.reminder_ids[said], batch.reminders[said])
-            loss = functional.cross_entropy(logits, expected[places], reduction="sum")
-            total = total + self._decay**step * (loss - entropy[places].sum())
+        step, window, selected = (batch.weights > 0).permute(2, 0, 1).nonzero(as_tuple=True)
+        row = batch.rows[window, selected] + step
+        # All steps at once: the head is most of the work.
+        logits = self.draft.logits(torch.stack(outputs)[step, window, selected]).float()
+        said = batch.reminder_ids[window, row + 2], batch.reminders[window, row + 2]
+        losses = functional.cross_entropy(
+            target.remind(logits, *said), expected[window, row + 1], reduction="none"
+        )
+        total = (self._decay**step * (losses - entropy[window, row + 1])).sum()
         scale = sum(self._decay**step for step in range(num_steps))
         mean: Tensor = total / (batch.weights[..., 0].sum().clamp(min=1) * scale)
         return mean
