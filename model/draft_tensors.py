@@ -15,7 +15,7 @@ from flashlet.model.quantize import dequantize, unpack_panels
 def draft_tensors(config: DraftConfig, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
     """float32 tensors of `draft_shapes`, but for `vocab_ids`, out of the arrays of `load_draft`.
 
-    Saving them again gives the same file.
+    Saving them again gives the same arrays.
     """
     tensors: dict[str, NDArray[np.float32]] = {}
     for name, shape in draft_shapes(config).items():

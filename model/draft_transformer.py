@@ -75,6 +75,7 @@ class DraftTransformer:
         self._weights, self._target, self._math = weights, target, arithmetic
         self.config = weights.config
         self._spare_block = pool.num_blocks - 1
+        self._own = set(weights.vocab_ids.tolist())
         layers = self.config.layers_config(target.config.context_length)
         self._decoder = Decoder(layers, weights.layers, arithmetic, pool)
 
@@ -125,8 +126,8 @@ class DraftTransformer:
             try:
                 choice = SampleRequest(params, request.position + 1 + len(tokens))
                 logits = self._logits(state)
-                if order.history is not None:
-                    _remind(logits, order.history.successors([*chosen, *tokens]))
+                if order.history is not None and logits.max() < np.inf:  # not for NaN, either
+                    self._remind(logits, order.history.successors([*chosen, *tokens]))
                 tokens.append(sample(logits, choice))
             except NoTokenError:  # of the draft's own making: there is nothing to propose
                 break
@@ -151,6 +152,17 @@ class DraftTransformer:
         logits[w.vocab_ids] = known[0].cpu().numpy()
         return logits
 
+    def _remind(self, logits: NDArray[np.float32], successors: Sequence[tuple[int, float]]) -> None:
+        """Weigh in what followed in the text before; tokens that the draft does not know join in."""
+        top = logits.max()
+        doubt = BY_DOUBT * np.log(np.exp(logits - top).sum())
+        for token_id, weight in successors:
+            spoken = np.float32(weight) + doubt
+            if token_id in self._own:
+                logits[token_id] += spoken + BY_GAP * (top - logits[token_id])
+            else:
+                logits[token_id] = top - GUEST_GAP + spoken
+
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._math.rms_norm(x, weight, self.config.rms_norm_eps)
 
@@ -158,13 +170,3 @@ class DraftTransformer:
         """Blocks up to the one that holds `position`."""
         own = torch.cat([segment.block_table, torch.tensor([self._spare_block])])
         return own[: position // BLOCK_SIZE + 1]
-
-
-def _remind(logits: NDArray[np.float32], successors: Sequence[tuple[int, float]]) -> None:
-    """Raise what followed in the text before; tokens that the draft does not know join in."""
-    top = logits.max()
-    doubt = BY_DOUBT * np.log(np.exp(logits - top).sum())
-    for token_id, weight in successors:
-        known = logits[token_id] > -np.inf
-        base = logits[token_id] + BY_GAP * (top - logits[token_id]) if known else top - GUEST_GAP
-        logits[token_id] = base + np.float32(weight) + doubt

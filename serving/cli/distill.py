@@ -115,7 +115,10 @@ def train(
         ),
     ] = None,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Multiply in bfloat16: faster on some processors, not on others.")
+        bool,
+        typer.Option(
+            "--bf16", help="Multiply in bfloat16, for the target as well: faster on some processors."
+        ),
     ] = False,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-4,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows in a batch, padding included.")] = 256,
@@ -132,7 +135,9 @@ def train(
     from flashlet.serving.distill.draft_run import DraftShape
     from flashlet.serving.distill.training import TrainingOptions
 
-    if not opened.exists and start_from is not None:
+    if opened.exists and start_from is not None:
+        _report(f"{run} has begun: it goes on with its own weights, not with {start_from}")
+    elif start_from is not None:
         opened.begin_with(start_from)
     elif not opened.exists:
         shape = DraftShape(vocab, layer_numbers(features), layers, attention, bits=bits)
@@ -238,8 +243,10 @@ def _refuse_given(context: typer.Context, names: Sequence[str], because: str) ->
 
 
 def _need_torch() -> None:
-    # Read when torch is imported: threads that wait for others should not keep a core from them.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is imported: threads that wait for others spin some tens of microseconds, which is what
+    # most waits take, and do not keep a core from them for longer.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     if find_spec("torch") is None or find_spec("accelerate") is None:
         raise MissingExtraError("training needs torch: pip install 'flashlet[torch]'")
 

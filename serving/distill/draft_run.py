@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,11 +71,7 @@ class DraftRun:
         target, info = self._source.config, self._corpora[0].info
         vocab_ids, covered = frequent_tokens(self._corpora, shape.output_vocab_size, target.vocab_size)
         features = shape.features or info.features
-        if features[-1] != target.num_layers:
-            raise FlashletError(
-                f"features: expected the last one to be {target.num_layers}, the target's final stream, "
-                f"got {features[-1]}"
-            )
+        self._check_last(features)
         heads = shape.attention
         config = DraftConfig(
             hidden_size=target.hidden_size,
@@ -106,8 +102,10 @@ class DraftRun:
         Raises what `load_draft` raises, FlashletError for features that the corpora do not have.
         """
         target = self._source.config
-        config, arrays = load_draft(path, target, self._corpora[0].info.model)
+        config, arrays = load_draft(path, target)
+        self._check_last(config.features)
         self._select(config)
+        config = replace(config, target_fingerprint=self._corpora[0].info.model)
         draft = DraftModule(config, target.context_length)
         draft.load_tensors(draft_tensors(config, arrays))
         self._write_beginning(draft, arrays["vocab_ids"])
@@ -120,9 +118,9 @@ class DraftRun:
         draft, target = self.load()
         corpora = self._select(draft.config)
         windows, held_out = make_windows(corpora, False, WINDOW), make_windows(corpora, True, WINDOW)
-        held_out_rows = sum(window.length for window in held_out)
-        known = self._best(held_out_rows)
-        best = known if known is not None else evaluate(draft, target, held_out).tokens
+        before = evaluate(draft, target, held_out)  # anew: there may be other conversations since
+        best = before.tokens
+        report(f"before: {_line(before)}")
 
         def epoch(rng: random.Random, skip: int) -> Iterator[Batch]:
             return batches(windows, options.batch_rows, num_steps, rng, skip)
@@ -131,6 +129,8 @@ class DraftRun:
         trainer = Trainer(draft, loss, epoch, options, self.folder / "checkpoint.pt", _rate_scale)
         if trainer.resume():
             report(f"going on after {trainer.rows_seen} rows")
+        else:
+            self._write_evaluation(before, trainer)
 
         def check() -> None:
             nonlocal best
@@ -143,7 +143,7 @@ class DraftRun:
             if result.tokens > best:
                 best = result.tokens
                 torch.save(averaged.state_dict(), self.folder / "best.pt")
-                self._write_evaluation(result, trainer, held_out_rows)
+                self._write_evaluation(result, trainer)
 
         trainer.run(report, check)
 
@@ -173,6 +173,14 @@ class DraftRun:
             {"corpus_tokens": tokens, **measured, **card},
         )
 
+    def _check_last(self, features: Sequence[int]) -> None:
+        """Training takes the target's distribution from there."""
+        if features[-1] != self._source.config.num_layers:
+            raise FlashletError(
+                f"features: expected the last one to be {self._source.config.num_layers}, the target's final "
+                f"stream, got {features[-1]}"
+            )
+
     def _write_beginning(self, draft: DraftModule, vocab_ids: NDArray[np.int32]) -> None:
         torch.save(draft.state_dict(), self.folder / "best.pt")
         (self.folder / "config.json").write_text(draft.config.to_json())
@@ -181,17 +189,8 @@ class DraftRun:
     def _select(self, config: DraftConfig) -> list[Corpus]:
         return [corpus.with_features(config.features) for corpus in self._corpora]
 
-    def _best(self, held_out_rows: int) -> float | None:
-        """Tokens accepted by the best weights; None if that was counted on other held-out conversations."""
-        path = self.folder / "evaluation.json"
-        if not path.exists():
-            return 0.0
-        known = msgspec.json.decode(path.read_bytes())
-        return float(known["accepted"]) if known.get("held_out_rows") == held_out_rows else None
-
-    def _write_evaluation(self, result: Evaluation, trainer: Trainer, held_out_rows: int) -> None:
+    def _write_evaluation(self, result: Evaluation, trainer: Trainer) -> None:
         counters = {
-            "held_out_rows": held_out_rows,
             "accepted": result.tokens,
             "rows": trainer.rows_seen,
             "seconds": trainer.seconds,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flashlet.model.draft_module import DraftModule
 from flashlet.model.draft_transformer import SHARPER
+from flashlet.model.rounded_linear import rounded_once
 from flashlet.serving.distill.target import TargetParts
 from flashlet.serving.distill.windows import Batch, Window, batches
 
@@ -81,7 +82,7 @@ class Evaluation:
 def evaluate(
     draft: DraftModule, target: TargetParts, windows: Sequence[Window], num_steps: int = 4, seed: int = 0
 ) -> Evaluation:
-    """Acceptance as the server would see it, drafting `num_steps` tokens each time.
+    """Acceptance about as the server would see it, drafting `num_steps` tokens each time.
 
     Sampled conversations are judged under the noise that made the target choose so, drawn from its
     posterior (Maddison et al. 2014, "A* Sampling", section 3), since the draft samples with the same noise.
@@ -94,7 +95,8 @@ def evaluate(
         part = [item for item in windows if (item.conversation.temperature > 0) == sampled]
         for batch in batches(part, BATCH_ROWS, num_steps):
             moved = batch.to(device)
-            right = _right(draft, target, moved, generator)
+            with rounded_once(draft):
+                right = _right(draft, target, moved, generator)
             _count(result.sampled if sampled else result.greedy, moved, right)
     draft.train()
     return result

@@ -16,7 +16,7 @@ from flashlet.model.errors import FlashletError, UnsupportedModelError
 from flashlet.model.sampling import SamplingParams
 from flashlet.model.step import Step
 from flashlet.model.weight_cache import load_int8
-from flashlet.serving.distill.corpus import CorpusInfo, CorpusWriter, Dialogue, text_key
+from flashlet.serving.distill.corpus import CorpusInfo, CorpusWriter, Dialogue, read_info, text_key
 from flashlet.serving.distill.dialogue import DialogueOptions, DialogueWriter, Texts, Wanted
 from flashlet.serving.distill.written import OwnRequests, WrittenRequests
 from flashlet.serving.engine.config import EngineConfig
@@ -167,14 +167,21 @@ def write_corpus(
 ) -> None:
     """Write, or go on with, the corpus in `folder`.
 
-    Without `features` they are those of the shipped draft, which training can then begin with, or else some
-    layers are chosen. Raises what CorpusWriter and CorpusGenerator raise.
+    Without `features` a corpus keeps its own, and a new one has those of the shipped draft, which training
+    can then begin with; where there is none, some layers are chosen. Raises what CorpusWriter and
+    CorpusGenerator raise.
     """
-    shipped, layers = find_draft(model_path), loaded.config.num_layers
-    chosen = features or (
-        draft_config(shipped).features if shipped else tuple(sorted({layers // 4, layers // 2, layers}))
-    )
+    chosen = features or _usual_features(folder, model_path, loaded.config.num_layers)
     fingerprint = target_fingerprint(load_int8(model_path).arrays)
     info = CorpusInfo(fingerprint, chosen, loaded.config.hidden_size, seed)
     with CorpusWriter(folder, info) as corpus:
         CorpusGenerator(loaded, corpus, options).run(report)
+
+
+def _usual_features(folder: Path, model_path: Path, num_layers: int) -> tuple[int, ...]:
+    if (folder / "corpus.json").exists():
+        return read_info(folder).features
+    shipped = find_draft(model_path)
+    if shipped is not None:
+        return draft_config(shipped).features
+    return tuple(sorted({num_layers // 4, num_layers // 2, num_layers}))

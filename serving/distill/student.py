@@ -123,7 +123,7 @@ class StudentRun:
         report: Callable[[str], None],
     ) -> DecoderModule:
         def epoch(rng: random.Random, skip: int) -> Iterator[Batch]:
-            return batches(windows, options.batch_rows, 1, rng, skip)
+            return batches(windows, options.batch_rows, 1, rng, skip, remind=False)
 
         self._folder.mkdir(parents=True, exist_ok=True)
         loss = StudentLoss(student, self._teacher)
@@ -149,7 +149,7 @@ def choose_layers(model: DecoderModule, windows: Sequence[Window], count: int) -
     """
     layers = model.config.num_layers
     influence = np.zeros(layers)
-    for batch in batches(windows[:SAMPLE_WINDOWS], WINDOW, 1):
+    for batch in batches(windows[:SAMPLE_WINDOWS], WINDOW, 1, remind=False):
         _, streams = model(batch.tokens[:, :-1], range(layers + 1))
         rows = _valid_rows(batch)
         for index in range(layers):
@@ -163,7 +163,7 @@ def choose_layers(model: DecoderModule, windows: Sequence[Window], count: int) -
 def measure(model: DecoderModule, teacher: Teacher, windows: Sequence[Window]) -> Quality:
     """Quality on the answers of `windows`; the teacher's own divergence is that of its int8 arithmetic."""
     surprise, agreed, divergence, count = 0.0, 0, 0.0, 0
-    for batch in batches(windows, WINDOW, 1):
+    for batch in batches(windows, WINDOW, 1, remind=False):
         states, _ = model(batch.tokens[:, :-1])
         index = torch.arange(len(batch.rows))[:, None].expand_as(batch.rows)
         kept = batch.weights[..., 0] > 0

@@ -61,7 +61,7 @@ class TargetParts:
         )
 
     def remind(self, logits: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
-        """Logits [..., reduced vocabulary] raised by what the text says (docs/numerics.md, "history").
+        """Logits [..., reduced vocabulary] with what the text says (docs/numerics.md, "history").
 
         That is `weights` [..., n] for distinct `token_ids`, -1 where there are fewer. Those that are not in
         the reduced vocabulary are left out, although the server lets them join in.

@@ -71,10 +71,13 @@ def batches(
     num_steps: int,
     rng: random.Random | None = None,
     skip: int = 0,
+    *,
+    remind: bool = True,
 ) -> Iterator[Batch]:
     """One epoch in batches of at most `batch_rows` padded rows; in the order of length without `rng`.
 
-    The first `skip` batches are left out, the others are what they would be with them.
+    The first `skip` batches are left out, the others are what they would be with them. Without `remind` they
+    do not know what the text says.
     """
     order = list(windows)
     if rng is not None:
@@ -90,7 +93,7 @@ def batches(
     if rng is not None:
         rng.shuffle(groups)
     for group in groups[skip:]:
-        yield _collate(group, num_steps)
+        yield _collate(group, num_steps, remind=remind)
 
 
 def _split(windows: list[Window], batch_rows: int) -> list[list[Window]]:
@@ -103,7 +106,7 @@ def _split(windows: list[Window], batch_rows: int) -> list[list[Window]]:
     return groups
 
 
-def _collate(windows: Sequence[Window], num_steps: int) -> Batch:
+def _collate(windows: Sequence[Window], num_steps: int, *, remind: bool) -> Batch:
     length = max(window.length for window in windows)
     corpus = windows[0].corpus
     shape = (len(windows), length, len(corpus.info.features), corpus.info.hidden_size)
@@ -120,8 +123,9 @@ def _collate(windows: Sequence[Window], num_steps: int) -> Batch:
         text = window.corpus.tokens(item)
         known = text[begin : begin + window.length + 1]
         tokens[index, : len(known)] = known
-        said = reminders(text.tolist(), begin, len(known))
-        ids[index, : len(known)], spoken[index, : len(known)] = said
+        if remind:
+            said = reminders(text.tolist(), begin, len(known))
+            ids[index, : len(known)], spoken[index, : len(known)] = said
         features[index, : window.length] = window.corpus.features(item)[begin : begin + window.length]
         chosen, weight = selections[index]
         rows[index, : len(chosen)], weights[index, : len(chosen)] = chosen, weight

@@ -65,7 +65,6 @@ class Drafter:
         # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
         pays = _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
         if pays and phase is not Phase.PLAIN:
-            self._seeks = True
             self._propose(
                 [part for part in parts if part.decodes and part.may_propose],
                 sum(part.num_rows for part in parts),
@@ -99,9 +98,11 @@ class Drafter:
         rows = sum(part.num_rows for part in parts)
         drafts = [part.sequence.draft for part in parts if part.draft is not None and part.draft.num_tokens]
         drafted = sum(len(draft.model_tokens) for draft in drafts if draft is not None)
-        speculated = self._seeks or drafted > 0 or rows > len(parts)
-        usual = self.costs.observe(len(parts), rows, drafted, ms, plain=not speculated)
-        self.comparison.step_done(len(parts), num_tokens, min(ms, HICCUP * usual), speculated=speculated)
+        speculated = drafted > 0 or rows > len(parts)
+        usual = self.costs.observe(rows, drafted, ms, plain=not (speculated or self._seeks))
+        self.comparison.step_done(
+            len(parts), num_tokens, min(ms, HICCUP * usual), sought=self._seeks, speculated=speculated
+        )
 
     def _propose(self, decodes: list[Part], num_rows: int, free_rows: int) -> None:
         """Let sequences bring as many proposals as pay, in a step of `num_rows` rows without them."""
@@ -119,6 +120,7 @@ class Drafter:
 
         if not _could_pay(len(decodes), cost):
             return
+        self._seeks = any(part.sequence.request.draft != "none" for part in decodes)
         candidates = [self._candidate(part.sequence, promise) for part in decodes]
         widths = best_widths([curve for _, curve in candidates], len(decodes), cost, free_rows)
         for part, (proposed, _), width in zip(decodes, candidates, widths, strict=True):

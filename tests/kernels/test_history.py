@@ -85,6 +85,15 @@ def test_successors_are_what_followed_before() -> None:
     assert seen > 100
 
 
+@pytest.mark.parametrize("period", [1, 3, 7, 20])
+def test_successors_in_a_text_that_repeats_itself_agree_in_many_tokens(period: int) -> None:
+    text = list(range(period)) * 12
+    for length in (2, period + 3, 4 * period + 1, len(text)):
+        for behind in ([], text[length : length + 3]):
+            found = dict(history_of(text[:length]).successors(behind))
+            assert found == pytest.approx(expected_successors(text[:length], behind), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -245,7 +245,8 @@ void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, float* log
     ++proposal.params.position;
 }
 
-// The draft sees little of the context but what the target's streams hold: raises what followed there before.
+// The draft sees little of the context but what the target's streams hold: weighs in what followed there
+// before.
 void Draft::remind(Worker& worker, const Tail& tail, const History& history, float* logits) const {
     History::Successors found;
     const int count = history.successors(tail, found);
@@ -259,10 +260,10 @@ void Draft::remind(Worker& worker, const Tail& tail, const History& history, flo
         const auto [token, weight] = found[static_cast<size_t>(i)];
         const int output = output_of_[static_cast<size_t>(token)];
         if (output >= 0) {
-            logits[output] += weight + doubt + kByGap * (top - logits[output]);
+            logits[output] += (weight + doubt) + kByGap * (top - logits[output]);
         } else {
             worker.draft_ids[static_cast<size_t>(next)] = token;
-            logits[next++] = guest + weight + doubt;
+            logits[next++] = guest + (weight + doubt);
         }
     }
 }

@@ -179,6 +179,7 @@ NB_MODULE(_native, m) {
              "The longest earlier place that ends as the text does, 2 to MAX_MATCH tokens, as its length and "
              "`count` tokens that followed there; None if there is none.")
         .attr("MAX_MATCH") = History::kMostMatch;
+    m.attr("TokenHistory").attr("MAX_SUCCESSORS") = History::kMost;
     nb::class_<NativeModel>(m, "NativeModel", "A model with its KV pool and threads; see executor_native.py.")
         .def(nb::init<const nb::object&, const nb::dict&, const std::string&, int64_t, int, int, int,
                       const std::string&, const nb::object&, const nb::dict&>(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from flashlet.kernels.cpu import TokenHistory
 from flashlet.model.draft import DraftConfig, load_draft, read_card, save_draft
 from flashlet.model.draft_module import DraftModule
 from flashlet.model.executor import ExecutorOptions
@@ -28,7 +28,9 @@ from flashlet.serving.distill.corpus import Corpus
 from flashlet.serving.distill.draft_loss import DraftLoss
 from flashlet.serving.distill.draft_run import DraftRun, DraftShape
 from flashlet.serving.distill.evaluation import StepCosts
+from flashlet.serving.distill.reminders import reminders
 from flashlet.serving.distill.target import TargetParts
+from flashlet.serving.distill.training import Trainer, TrainingOptions
 from flashlet.serving.distill.windows import batches, make_windows
 from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.loading import LoadOptions, load_engine
@@ -177,21 +179,38 @@ def test_a_draft_of_other_features_is_refused(tiny_model_path: Path, draft: Path
     assert "--vocab" in result.stderr
 
 
-def test_best_weights_are_those_of_the_same_conversations(
-    tiny_model_path: Path, corpus: Path, run: Path, tmp_path: Path
+def test_training_that_destroys_leaves_the_weights_that_were_better(
+    tiny_model_path: Path, corpus: Path, draft: Path, tmp_path: Path
 ) -> None:
-    """What was counted on other held-out conversations says nothing: here that nothing could be better."""
-    folder = tmp_path / "run"
-    shutil.copytree(run, folder)
-    weights = torch.load(folder / "best.pt")
-    torch.save({name: torch.zeros_like(value) for name, value in weights.items()}, folder / "best.pt")
-    known = json.loads((folder / "evaluation.json").read_text())
-    (folder / "evaluation.json").write_text(json.dumps({**known, "held_out_rows": 1, "accepted": 100.0}))
-    arguments = (folder, "--corpus", corpus, "--model", tiny_model_path, "--vocab", 256)
-    distill("train", *arguments, "--rows", 102_000)
-    now = json.loads((folder / "evaluation.json").read_text())
-    assert now["held_out_rows"] == known["held_out_rows"]
-    assert 0 < now["accepted"] < 100
+    arguments = ("--corpus", corpus, "--model", tiny_model_path, "--start-from", draft)
+    distill("train", tmp_path / "run", *arguments, "--rows", 3_000, "--learning-rate", 10.0)
+    run = DraftRun(tmp_path / "run", tiny_model_path, [Corpus(corpus)])
+    expected = DraftRun(tmp_path / "other", tiny_model_path, [Corpus(corpus)])
+    expected.begin_with(draft)
+    for name, weight in expected.load()[0].state_dict().items():
+        assert torch.equal(run.load()[0].state_dict()[name], weight), name
+
+
+def test_bfloat16_is_what_products_are_made_in(corpus: Path, tiny_model_path: Path, tmp_path: Path) -> None:
+    run = DraftRun(tmp_path / "run", tiny_model_path, [Corpus(corpus)])
+    run.begin(DraftShape(256, attention=True), 0)
+    draft, target = run.load()
+    found: set[torch.dtype] = set()
+    draft.head.register_forward_hook(lambda module, inputs, output: found.add(output.dtype))
+    windows = make_windows([Corpus(corpus)], False, 64)
+    for bf16 in (True, False):
+        options = TrainingOptions(num_rows=1, bf16=bf16)
+        trainer = Trainer(
+            draft,
+            DraftLoss(draft, target),
+            lambda rng, skip: batches(windows, 256, 2),
+            options,
+            tmp_path / "x",
+        )
+        trainer.run(lambda line: None, lambda: None)
+        assert found == {torch.bfloat16 if bf16 else torch.float32}
+        assert all(parameter.dtype == torch.float32 for parameter in draft.parameters())
+        found.clear()
 
 
 def test_exported_draft_fits_its_target_only(tiny_model_path: Path, draft: Path) -> None:
@@ -242,7 +261,10 @@ def test_server_drafts_what_training_does(
         length = item.answers[0].start
         prompt = opened.tokens(item)[: length + 1].tolist()  # and the first token of the answer
         sample = SampleRequest(SamplingParams(temperature=0.0), length)
-        piece = SequenceSlice(prompt[:-1], 0, blocks, [sample], draft=DraftRequest(3, 0))
+        history = TokenHistory()
+        history.extend(prompt[:-1])
+        order = DraftRequest(3, 0, history=history)
+        piece = SequenceSlice(prompt[:-1], 0, blocks, [sample], draft=order)
         (output,) = executor.execute(Step([piece]))
         assert output.token_ids == (prompt[-1],)
         features = np.pad(opened.features(item)[:length].astype(np.float32), ((0, 3), (0, 0), (0, 0)))
@@ -263,7 +285,8 @@ def _draft(
             outputs = module.rollout(
                 torch.from_numpy(features)[None], target.embed(padded), torch.tensor([0]), row, step + 1
             )
-            best = int(module.logits(outputs[-1]).argmax())
+            said = (torch.from_numpy(part)[None] for part in reminders(known, len(known), 1))
+            best = int(target.remind(module.logits(outputs[-1]), *said).argmax())
             known.append(int(target.vocab_ids[best]))
     return known[len(tokens) :]
 
