@@ -48,7 +48,10 @@ class Drafter:
     @property
     def comparison(self) -> LiveComparison:
         """Of speeds with and without speculation, at the load of the latest step."""
-        return self._comparisons.setdefault(self._last_load, LiveComparison(self.costs))
+        known = self._comparisons.get(self._last_load)
+        if known is None:
+            known = self._comparisons[self._last_load] = LiveComparison(self.costs)
+        return known
 
     def plan(self, parts: abc.Sequence[Part], free_rows: int) -> None:
         """Decide proposals and draft requests of a step that has room for `free_rows` more rows."""

@@ -52,6 +52,7 @@ class StepCosts:
         self._learned = [0.0] * (LEARNED_ROWS + 1)  # by rows: ln(what they cost / what was measured)
         self._drift = _Samples()  # of now and then: ms of a step / what it was believed to cost
         self._mean_error = 0.0  # of steps of any rows
+        self._now: dict[int, float] = {}  # ms by rows until the next observation: planning asks many times
         self._number = 0
 
     @property
@@ -68,6 +69,7 @@ class StepCosts:
         """Take a measurement of the start; of several the median counts."""
         self._between.clear()
         self._drafting.clear()
+        self._now.clear()
         at = bisect_left(self._rows, rows)
         if at == len(self._rows) or self._rows[at] != rows:
             self._rows.insert(at, rows)
@@ -92,6 +94,7 @@ class StepCosts:
         usually takes by now.
         """
         self._number += 1
+        self._now.clear()
         expected = self._row_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
         self._drift.add(ms / expected, self._number)
         if plain:
@@ -109,7 +112,10 @@ class StepCosts:
 
     def ms(self, rows: int) -> float:
         """Milliseconds of a decode step, proposals included."""
-        return self._row_ms(rows) * (self._drift.median or 1.0)
+        known = self._now.get(rows)
+        if known is None:
+            known = self._now[rows] = self._row_ms(rows) * (self._drift.median or 1.0)
+        return known
 
     def draft_ms(self, num_tokens: int) -> float:
         """Milliseconds of drafting so many tokens, of one sequence or several."""
