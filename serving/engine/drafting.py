@@ -39,7 +39,6 @@ class Drafter:
         self.costs = costs
         self._comparisons: dict[int, LiveComparison] = {}  # by load: what pays alone may not pay in company
         self._last_load = 1
-        self._seeks = False  # whether proposals were sought for the latest step: that alone takes time
         self._max_model_tokens = max_model_tokens
         self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
         self._by_confidence = _shared_acceptance(CONFIDENCES, Identity(CONFIDENCES))
@@ -59,7 +58,6 @@ class Drafter:
         phase = self.comparison.phase if self.costs.known else Phase.OFF
         if phase in (Phase.WIND_DOWN, Phase.PLAIN) and not all(part.decodes for part in parts):
             phase = Phase.SPECULATE  # what such a step takes proves nothing
-        self._seeks = False
         if phase is Phase.OFF:
             for part in parts:
                 if part.sequence.draft is not None:
@@ -101,11 +99,9 @@ class Drafter:
         rows = sum(part.num_rows for part in parts)
         drafts = [part.sequence.draft for part in parts if part.draft is not None and part.draft.num_tokens]
         drafted = sum(len(draft.model_tokens) for draft in drafts if draft is not None)
+        usual = self.costs.observe(len(parts), rows, drafted, ms)
         speculated = drafted > 0 or rows > len(parts)
-        usual = self.costs.observe(rows, drafted, ms, plain=not (speculated or self._seeks))
-        self.comparison.step_done(
-            len(parts), num_tokens, min(ms, HICCUP * usual), sought=self._seeks, speculated=speculated
-        )
+        self.comparison.step_done(len(parts), num_tokens, min(ms, HICCUP * usual), speculated=speculated)
 
     def _propose(self, decodes: list[Part], num_rows: int, free_rows: int) -> None:
         """Let sequences bring as many proposals as pay, in a step of `num_rows` rows without them."""
@@ -123,7 +119,6 @@ class Drafter:
 
         if not _could_pay(len(decodes), cost):
             return
-        self._seeks = any(part.sequence.request.draft != "none" for part in decodes)
         candidates = [self._candidate(part.sequence, promise) for part in decodes]
         widths = best_widths([curve for _, curve in candidates], len(decodes), cost, free_rows)
         for part, (proposed, _), width in zip(decodes, candidates, widths, strict=True):

@@ -12,10 +12,9 @@ logger = logging.getLogger(__name__)
 PERIOD = 128  # decode steps from one plain run to the next
 PLAIN_RUN = 2  # steps without proposals in a row
 FIRST_RUN = 16  # decode steps before the first plain run
-DECAY = 0.98  # of the sums, per step with speculation: they look back about fifty
-TRIAL = 48  # steps with speculation before a verdict
+DECAY = 0.98  # of the sums, per speculating step: they look back about fifty
+TRIAL = 48  # speculating steps before a verdict
 PAYS = 1.02  # the least speed-up: in plain steps, too, the draft model follows, which costs a little
-TOLERATED = 0.99  # the same where proposals are sought, but none are found: a text may still come to them
 SHORTEST_PAUSE, LONGEST_PAUSE = 256, 4_096  # decode steps without speculation after it did not pay
 
 
@@ -40,11 +39,8 @@ class LiveComparison:
         self._pause = SHORTEST_PAUSE
         self._paused = 0  # steps left
         self._last_speedup = 1.0  # until there are new steps
-        self._steps = (
-            0  # with proposals or in search of them, since the start or the last pause; so are the sums
-        )
+        self._steps = 0  # speculating ones since the start or the last pause; the sums are over them, too
         self._tokens = self._weight = 0.0  # tokens per sequence, and steps
-        self._found = 0.0  # of the steps those that verified or drafted
         self._ms = self._plain_ms = 0.0  # what they took, and what plain steps would have taken
 
     @property
@@ -61,23 +57,17 @@ class LiveComparison:
         """Tokens per millisecond of the latest speculating steps, relative to plain ones; 1 before any."""
         return self._plain_ms / self._ms if self._steps else self._last_speedup
 
-    def step_done(
-        self, num_sequences: int, num_tokens: int, ms: float, *, sought: bool, speculated: bool
-    ) -> None:
-        """A decode step of `num_sequences` gave `num_tokens`.
-
-        Proposals for it were `sought`, which takes time; it verified or drafted if it `speculated`.
-        """
+    def step_done(self, num_sequences: int, num_tokens: int, ms: float, *, speculated: bool) -> None:
+        """A decode step of `num_sequences` gave `num_tokens`; it verified or drafted if it `speculated`."""
         if self._paused:
             self._paused -= 1
             return
         self._to_plain = self._to_plain - 1 if self._to_plain else PERIOD
-        if not (sought or speculated):
+        if not speculated:
             return
         self._steps += 1
         self._tokens = self._tokens * DECAY + num_tokens / num_sequences
         self._weight = self._weight * DECAY + 1
-        self._found = self._found * DECAY + speculated
         self._ms = self._ms * DECAY + ms
         self._plain_ms = (
             self._plain_ms * DECAY + num_tokens * self._costs.plain_ms(num_sequences) / num_sequences
@@ -86,7 +76,7 @@ class LiveComparison:
             self._judge()
 
     def _judge(self) -> None:
-        if self.speedup >= TOLERATED + (PAYS - TOLERATED) * self._found / self._weight:
+        if self.speedup >= PAYS:
             self._pause = SHORTEST_PAUSE
             return
         logger.info(
@@ -99,4 +89,4 @@ class LiveComparison:
         self._to_plain = FIRST_RUN
         self._last_speedup = self.speedup
         self._steps = 0
-        self._tokens = self._weight = self._found = self._ms = self._plain_ms = 0.0
+        self._tokens = self._weight = self._ms = self._plain_ms = 0.0

@@ -48,7 +48,7 @@ class StepCosts:
         self._between: dict[int, float] = {}  # ms by rows, computed from them
         self._draft_steps: dict[int, float] = {}  # ms of a step of one row by tokens drafted in it, as above
         self._drafting: dict[int, float] = {}  # ms by tokens drafted, computed from them
-        self._plain: dict[int, _Samples] = {}  # ms of plain steps, by sequences
+        self._plain: dict[int, _Samples] = {}  # ms of steps without proposals and drafts, by sequences
         self._learned = [0.0] * (LEARNED_ROWS + 1)  # by rows: ln(what they cost / what was measured)
         self._drift = _Samples()  # of now and then: ms of a step / what it was believed to cost
         self._mean_error = 0.0  # of steps of any rows
@@ -87,24 +87,23 @@ class StepCosts:
         insort(values, ms)
         return values[(len(values) - 1) // 2]
 
-    def observe(self, rows: int, num_drafted: int, ms: float, *, plain: bool) -> float:
+    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> float:
         """A decode step of so many rows, proposals included, in which so many tokens were drafted.
 
-        `plain`: nothing of speculation was in it, proposals were not even sought. Returns what such a step
-        usually takes by now.
+        Returns what such a step usually takes by now.
         """
         self._number += 1
         self._now.clear()
         expected = self._row_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
         self._drift.add(ms / expected, self._number)
-        if plain:
+        if rows == num_sequences and not num_drafted:
             self._plain.setdefault(rows, _Samples()).add(ms, self._number)
         usual = expected * self._drift.median
         self._learn(rows, ms / usual - 1)
         return usual
 
     def plain_ms(self, num_sequences: int) -> float:
-        """Milliseconds of a decode step without speculation, nor any thought of it."""
+        """Milliseconds of a decode step without proposals and drafts."""
         live = self._plain.get(num_sequences)
         if live is not None and self._number - live.last <= STALE:
             return live.median

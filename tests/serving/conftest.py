@@ -33,7 +33,7 @@ class MadeUpCosts(StepCosts):
     def plain_ms(self, num_sequences: int) -> float:
         return self.ms(num_sequences)
 
-    def observe(self, rows: int, num_drafted: int, ms: float, *, plain: bool) -> float:
+    def observe(self, num_sequences: int, rows: int, num_drafted: int, ms: float) -> float:
         return ms
 
 
