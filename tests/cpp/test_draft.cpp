@@ -14,7 +14,8 @@ constexpr int kVocab = 37, kOutputs = 25;
 
 class TinyDraft {
   public:
-    TinyDraft(int layers, bool attention) {
+    // `sure`: how far apart the logits are.
+    TinyDraft(int layers, bool attention, float sure = 1.0f) {
         model.shape = tiny_shape(layers, 4, 2, 10);
         model.shape.vocab_size = kOutputs;
         DraftWeights& w = model.weights;
@@ -29,7 +30,8 @@ class TinyDraft {
         w.state_norm = arrays_.vector(hidden);
         w.embed_norm = arrays_.vector(hidden);
         w.input = arrays_.matrix(hidden, 2 * hidden);
-        w.out_norm = arrays_.vector(hidden);
+        out_norm_.assign(static_cast<size_t>(round_up(hidden, kLanes)), sure);
+        w.out_norm = out_norm_.data();
         w.head = arrays_.matrix(kOutputs, hidden);
         ids_.resize(kOutputs);
         std::iota(ids_.begin(), ids_.end(), kVocab - kOutputs);
@@ -41,6 +43,7 @@ class TinyDraft {
 
   private:
     RandomArrays arrays_;
+    std::vector<float> out_norm_;
     std::vector<int32_t> ids_;
 };
 
@@ -175,7 +178,7 @@ TEST(draft_is_invariant_and_changes_nothing) {
 TEST(draft_remembers_the_text) {
     const KernelTable& best = *available_kernels()[0];
     for (const bool attention : {true, false}) {
-        const TinyDraft draft(1, attention);
+        const TinyDraft draft(1, attention, 0.1f);  // else what the text says would change nothing
         const Sequence forgetful = decoded(best, &draft, KvFormat::kInt8, 1, 96, 0);
         const Sequence expected = decoded(best, &draft, KvFormat::kInt8, 1, 96, 0, true);
         CHECK(expected.tokens == forgetful.tokens);
