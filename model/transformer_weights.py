@@ -78,7 +78,7 @@ def int8_weights(config: ModelConfig, arrays: Arrays, device: torch.device) -> T
 
 
 class Int8Reader:
-    """Makes tensors from packed arrays: matrices of int8 groups if `exact`, else dequantized."""
+    """Makes tensors from packed arrays: matrices of integer groups if `exact`, else dequantized."""
 
     def __init__(self, arrays: Arrays, device: torch.device, *, exact: bool) -> None:
         self._arrays, self._device, self._exact = arrays, device, exact
@@ -129,7 +129,8 @@ class Int8Reader:
         if not self._exact:
             return torch.cat([_tensor(dequantize(part)) for part in parts]).to(self._device)
         weight = torch.cat([torch.from_numpy(part.q) for part in parts])
-        return GroupedMatrix.from_int8(weight, torch.cat([torch.from_numpy(part.scale) for part in parts]))
+        scale = torch.cat([torch.from_numpy(part.scale) for part in parts])
+        return GroupedMatrix.from_int8(weight, scale, parts[0].bits)
 
 
 def _tensor(array: NDArray[np.float32]) -> Tensor:

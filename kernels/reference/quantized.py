@@ -10,6 +10,7 @@ from torch.nn import functional
 
 GROUP_SIZE = 32  # inputs that share a weight scale
 ACTIVATION_LIMIT = 4095
+BYTE_LIMIT = 127  # of activations beside weights of 4 bits
 KV_LIMIT = 127
 _ZERO_BELOW = 2.0**-100
 _TILE = 1 << 16  # float64 accumulators at a time: they stay in the cache
@@ -37,16 +38,18 @@ def quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class GroupedMatrix:
-    """Int8 weights of a linear layer, laid out for one matmul per group of inputs."""
+    """Weights of 8 or 4 bits of a linear layer, laid out for one matmul per group of inputs."""
 
     weight: Tensor  # [groups, 32, outputs], whole numbers -127 .. 127 as float32
     scale: Tensor  # [groups, outputs], binary16 values as float64
+    input_limit: int = ACTIVATION_LIMIT  # largest integer of the rows that it is multiplied with
 
     @classmethod
-    def from_int8(cls, weight: Tensor, scale: Tensor) -> GroupedMatrix:
-        """From int8 weight [outputs, inputs] and binary16 scale [outputs, ceil(inputs / 32)]."""
+    def from_int8(cls, weight: Tensor, scale: Tensor, bits: int = 8) -> GroupedMatrix:
+        """From int8 weight [outputs, inputs], of 8 or 4 `bits`, and binary16 scale [outputs, ceil(inputs / 32)]."""
         weight = _in_groups(weight).permute(1, 2, 0)
-        return cls(weight.float().contiguous(), scale.T.double().contiguous())
+        limit = ACTIVATION_LIMIT if bits == 8 else BYTE_LIMIT
+        return cls(weight.float().contiguous(), scale.T.double().contiguous(), limit)
 
     def rows(self, outputs: Tensor) -> Tensor:
         """Dequantized weights of the given outputs [n], float32 [n, 32 * groups]."""
@@ -55,8 +58,8 @@ class GroupedMatrix:
 
 
 def linear_int8(x: Tensor, matrix: GroupedMatrix, bias: Tensor | None = None) -> Tensor:
-    """Product of float32 x [rows, inputs], quantized to 13 bits, with `matrix`: float32 [rows, outputs]."""
-    q, scale = quantize_rows(x)
+    """Product of float32 x [rows, inputs], quantized as `matrix` wants it, with that: float32 [rows, outputs]."""
+    q, scale = quantize_rows(x, matrix.input_limit)
     q = _in_groups(q).transpose(0, 1).contiguous()
     result = torch.empty(len(x), matrix.scale.shape[1])
     rows = min(len(x), _TILE_ROWS)

@@ -9,22 +9,22 @@ using namespace flashlet;
 
 namespace {
 
-// Rows in the tiles that `matmul` wants.
+// Rows in the tiles that `matmul` wants, as integers for weights of one format.
 struct Rows {
     std::vector<int16_t> values;
     std::vector<float> scales;
     int count, stride;
 
-    Rows(const KernelTable& kernels, const std::vector<float>& x, int rows, int width)
-        : values(static_cast<size_t>(rows * width / kGroup * kernels.group_units)),
-          scales(static_cast<size_t>(rows)),
+    Rows(const KernelTable& kernels, WeightFormat format, const std::vector<float>& x, int rows, int width)
+        : scales(static_cast<size_t>(rows)),
           count(rows),
-          stride(width / kGroup * kernels.group_units) {
+          stride(width / kGroup * kernels.inputs_of(format).group_units) {
+        values.resize(static_cast<size_t>(rows * stride));
         for (int row = 0; row < rows; ++row) {
             const RowTile tile = tile_of(row, rows, kernels.max_rows);
-            scales[static_cast<size_t>(row)] =
-                kernels.quantize_inputs(x.data() + row * width, width, values.data() + tile.first * stride,
-                                        row - tile.first, tile.rows);
+            scales[static_cast<size_t>(row)] = kernels.inputs_of(format).quantize(
+                x.data() + row * width, width, values.data() + tile.first * stride, row - tile.first,
+                tile.rows);
         }
     }
     QuantizedRows view() const { return {values.data(), scales.data(), stride}; }
@@ -54,7 +54,7 @@ Matrix halved(const Matrix& w) {
 
 std::vector<float> product(const KernelTable& kernels, const Matrix& w, const std::vector<float>& x, int rows,
                            Epilogue epilogue, std::vector<float> out) {
-    const Rows quantized(kernels, x, rows, w.groups * kGroup);
+    const Rows quantized(kernels, w.format, x, rows, w.groups * kGroup);
     const int stride = static_cast<int>(out.size()) / rows;
     const int middle = w.panels / 4 * 2;  // two calls: panels are independent
     const Matrix own = arranged(kernels, w);
@@ -64,11 +64,12 @@ std::vector<float> product(const KernelTable& kernels, const Matrix& w, const st
     return out;
 }
 
-std::vector<float> naive_linear(Matrix& w, const std::vector<float>& x, int rows) {
+// `limit`: the largest integer of a row.
+std::vector<float> naive_linear(Matrix& w, const std::vector<float>& x, int rows, int limit) {
     const int width = w.groups * kGroup, outputs = w.panels * kLanes;
     std::vector<float> out;
     for (int row = 0; row < rows; ++row) {
-        const Quantized quantized = naive_quantize(x.data() + row * width, width, kMaxQuantized);
+        const Quantized quantized = naive_quantize(x.data() + row * width, width, limit);
         for (int o = 0; o < outputs; ++o) {
             float acc = 0.0f;
             for (int g = 0; g < width; g += kGroup) {
@@ -101,13 +102,17 @@ std::vector<float> naive_epilogue(Epilogue epilogue, const std::vector<float>& l
     return out;
 }
 
-void check_product(Random& random, Matrix& w, const std::vector<float>& x, int rows, Epilogue epilogue) {
+void check_product(Random& random, Matrix& w, const std::vector<float>& x, int rows, Epilogue epilogue,
+                   WeightFormat format = WeightFormat::kInt8) {
     const int outputs = w.panels * kLanes;
     const auto size = static_cast<size_t>(rows * (epilogue == Epilogue::kGatedSilu ? outputs / 2 : outputs));
     const std::vector<float> before = random.floats(size);
-    const std::vector<float> expected = naive_epilogue(epilogue, naive_linear(w, x, rows), outputs, before);
+    const bool halves = format == WeightFormat::kInt4;
+    const std::vector<float> linear = naive_linear(w, x, rows, halves ? kMaxByte : kMaxQuantized);
+    const std::vector<float> expected = naive_epilogue(epilogue, linear, outputs, before);
+    const Matrix given = halves ? halved(w) : w;
     for (const KernelTable* kernels : available_kernels()) {
-        const std::vector<float> found = product(*kernels, w, x, rows, epilogue, before);
+        const std::vector<float> found = product(*kernels, given, x, rows, epilogue, before);
         CHECK(same_bits(found, expected), "(%s, %d rows, %d panels, %d groups, epilogue %d)", kernels->name,
               rows, w.panels, w.groups, static_cast<int>(epilogue));
     }
@@ -164,25 +169,27 @@ TEST(rows_are_quantized_to_the_nearest_integer) {
         one_hot.code(i, i) = 1;
         for (int o = 0; o < kGroup; ++o) one_hot.scale(o, 0) = 0x3c00;  // 1
     }
-    for (int round = 0; round < 200; ++round) {
+    const Matrix halves = halved(one_hot);
+    for (int round = 0; round < 400; ++round) {
+        const Matrix& w = round % 2 == 0 ? one_hot : halves;
+        const int limit = round % 2 == 0 ? kMaxQuantized : kMaxByte;
         std::vector<float> x = random.floats(kGroup, -4.0f, 4.0f);
-        if (round % 3 == 1) {  // ties: 4095 / largest is exactly 1
-            for (float& value : x) value = static_cast<float>(random.integer(-8190, 8190)) * 0.5f;
-            x[5] = 4095.0f;
+        if (round % 3 == 1) {  // ties: limit / largest is exactly 1
+            for (float& value : x) value = static_cast<float>(random.integer(-2 * limit, 2 * limit)) * 0.5f;
+            x[5] = static_cast<float>(limit);
         }
         if (round % 3 == 2) {
             const float tiny = std::ldexp(1.0f, random.integer(-149, -90));
             for (float& value : x) value *= tiny;
         }
-        const Quantized expected = naive_quantize(x.data(), kGroup, kMaxQuantized);
+        const Quantized expected = naive_quantize(x.data(), kGroup, limit);
         for (const KernelTable* kernels : available_kernels()) {
-            const Rows quantized(*kernels, x, 1, kGroup);
+            const Rows quantized(*kernels, w.format, x, 1, kGroup);
             CHECK(quantized.scales[0] == expected.scale, "(%s, round %d)", kernels->name, round);
             const float unit = 1.0f;
             std::vector<float> found(kGroup);
-            kernels->matmul(arranged(*kernels, one_hot).view(),
-                            {quantized.values.data(), &unit, quantized.stride}, 1, 0, 2, Epilogue::kStore,
-                            found.data(), kGroup, {});
+            kernels->matmul(arranged(*kernels, w).view(), {quantized.values.data(), &unit, quantized.stride},
+                            1, 0, 2, Epilogue::kStore, found.data(), kGroup, {});
             for (size_t i = 0; i < kGroup; ++i) {
                 CHECK(static_cast<int>(found[i]) == expected.q[i], "(%s, round %d, %zu: %f)", kernels->name,
                       round, i, static_cast<double>(found[i]));
@@ -191,27 +198,24 @@ TEST(rows_are_quantized_to_the_nearest_integer) {
     }
 }
 
-// Four bits change where weights lie, but no integer and no sum.
-TEST(half_bytes_are_multiplied_like_bytes) {
+TEST(half_bytes_are_multiplied_with_bytes) {
     Random random(9);
     for (int rows = 1; rows <= kMaxTile + 3; ++rows) {
-        const int groups = random.integer(1, 5), panels = 2 * random.integer(1, 4);
-        Matrix w(panels, groups);
-        for (int o = 0; o < panels * kLanes; ++o) {
-            for (int i = 0; i < groups * kGroup; ++i) {
-                w.code(o, i) = static_cast<int8_t>(random.integer(-8, 7));
-                const int sign = random.integer(0, 1) << 15;
-                if (i % kGroup == 0)
-                    w.scale(o, i) = static_cast<uint16_t>(random.integer(0x1800, 0x27ff) | sign);
+        for (const bool largest : {false, true}) {
+            const int groups = random.integer(1, 5), panels = 2 * random.integer(1, 4);
+            Matrix w(panels, groups);
+            for (int o = 0; o < panels * kLanes; ++o) {
+                for (int i = 0; i < groups * kGroup; ++i) {
+                    w.code(o, i) = static_cast<int8_t>(largest ? -8 : random.integer(-8, 7));
+                    const int sign = random.integer(0, 1) << 15;
+                    if (i % kGroup == 0)
+                        w.scale(o, i) = static_cast<uint16_t>(random.integer(0x1800, 0x27ff) | sign);
+                }
             }
-        }
-        const std::vector<float> x = random.floats(static_cast<size_t>(rows * groups * kGroup));
-        for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kGatedSilu}) {
-            const std::vector<float> out(static_cast<size_t>(rows * panels * kLanes));
-            for (const KernelTable* kernels : available_kernels())
-                CHECK(product(*kernels, halved(w), x, rows, epilogue, out) ==
-                          product(*kernels, w, x, rows, epilogue, out),
-                      "(%s, %d rows, %d panels, %d groups)", kernels->name, rows, panels, groups);
+            std::vector<float> x = random.floats(static_cast<size_t>(rows * groups * kGroup));
+            if (largest) std::fill(x.begin(), x.end(), -1.0f);
+            for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kGatedSilu})
+                check_product(random, w, x, rows, epilogue, WeightFormat::kInt4);
         }
     }
 }

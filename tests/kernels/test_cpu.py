@@ -101,7 +101,9 @@ def _matrix_of_4_bits(rng: np.random.Generator, outputs: int, inputs: int) -> Qu
 def _assert_linear(kernels: Kernels, matrix: QuantizedMatrix, x: Floats) -> None:
     expected = reference.linear_int8(
         torch.from_numpy(x),
-        reference.GroupedMatrix.from_int8(torch.from_numpy(matrix.q), torch.from_numpy(matrix.scale)),
+        reference.GroupedMatrix.from_int8(
+            torch.from_numpy(matrix.q), torch.from_numpy(matrix.scale), matrix.bits
+        ),
     )
     outputs = len(matrix.q)
     found = kernels.linear(pack_panels(matrix), x).reshape(len(x), -1)

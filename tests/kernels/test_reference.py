@@ -149,15 +149,16 @@ def test_kv_quantization_is_int8() -> None:
     assert (q.dtype, q.tolist(), scale.tolist()) == (torch.int8, [[[127, -64, 0]]], [[1.0]])
 
 
+@pytest.mark.parametrize(("bits", "limit"), [(8, 4095), (4, 127)])
 @pytest.mark.parametrize("inputs", [32, 40, 96])
-def test_linear_int8(inputs: int, generator: torch.Generator) -> None:
+def test_linear_int8(inputs: int, bits: int, limit: int, generator: torch.Generator) -> None:
     groups, outputs = -(-inputs // 32), 5
     weight = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
     scale = torch.rand(outputs, groups, generator=generator).half()
     x, bias = torch.randn(3, inputs, generator=generator), torch.randn(outputs, generator=generator)
-    result = reference.linear_int8(x, GroupedMatrix.from_int8(weight, scale), bias)
+    result = reference.linear_int8(x, GroupedMatrix.from_int8(weight, scale, bits), bias)
     for row in range(3):
-        q, s = _scalar_quantize([F32(v) for v in x[row].tolist()], 4095)
+        q, s = _scalar_quantize([F32(v) for v in x[row].tolist()], limit)
         for o in range(outputs):
             acc = F32(0)
             for g in range(groups):

@@ -145,7 +145,7 @@ struct Int8Kv {
                 // The slot of an invisible token may hold anything, NaN as well.
                 store(w + i, select_less(zero, e, mul(e, load(value_scales + i)), zero));
             }
-            scales[r] = quantize(w, kBlock, codes, r, Rows);
+            scales[r] = quantize<kMaxQuantized>(w, kBlock, codes, r, Rows);
         }
         for (int d = 0; d < padded_dim; d += kLanes) {
             I32x16 sums[Rows];

@@ -125,15 +125,16 @@ void Decoder::plan_split(int ahead) {
     if (split_units_.size() < 2 * units_.size()) split_units_.clear();
 }
 
-QuantizedRows Decoder::normed(Worker& worker, const float* x, const float* norm, int rows) {
-    return team_.quantized(worker, rows, hidden_, [&](int row) {
+QuantizedRows Decoder::normed(Worker& worker, const PackedMatrix& w, const float* x, const float* norm,
+                              int rows) {
+    return team_.quantized(worker, w, rows, hidden_, [&](int row) {
         return team_.normed(worker, x + static_cast<size_t>(row) * static_cast<size_t>(hidden_), norm,
                             shape_.hidden_size, shape_.rms_norm_eps, hidden_);
     });
 }
 
-QuantizedRows Decoder::plain(Worker& worker, const float* x, int rows, int stride) {
-    return team_.quantized(worker, rows, stride, [&](int row) {
+QuantizedRows Decoder::plain(Worker& worker, const PackedMatrix& w, const float* x, int rows, int stride) {
+    return team_.quantized(worker, w, rows, stride, [&](int row) {
         return x + static_cast<size_t>(row) * static_cast<size_t>(stride);
     });
 }
@@ -146,8 +147,8 @@ void Decoder::layer(Worker& worker, int index, float* x, int rows, int finished)
 
 void Decoder::attention(Worker& worker, int index, float* x, int rows, int finished) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
-    team_.product(worker, w.qkv, normed(worker, x, w.attn_norm, rows), rows, Epilogue::kStore, qkv_.data(),
-                  qkv_stride_, Stage::kQkv, &w.o, [&](int begin, int end) {
+    team_.product(worker, w.qkv, normed(worker, w.qkv, x, w.attn_norm, rows), rows, Epilogue::kStore,
+                  qkv_.data(), qkv_stride_, Stage::kQkv, &w.o, [&](int begin, int end) {
                       const int heads = shape_.num_heads + 2 * shape_.num_kv_heads, dim = shape_.head_dim;
                       store_heads(index, begin * kLanes / dim, std::min(end * kLanes / dim, heads), rows);
                   });
@@ -168,16 +169,16 @@ void Decoder::attention(Worker& worker, int index, float* x, int rows, int finis
         team_.each(worker, units, 1, attend_units);
     }
     team_.finish(worker, Stage::kAttention, &w.o);
-    team_.product(worker, w.o, plain(worker, attended_.data(), finished, query_stride_), finished,
+    team_.product(worker, w.o, plain(worker, w.o, attended_.data(), finished, query_stride_), finished,
                   Epilogue::kAdd, x, hidden_, Stage::kOutput, &w.gate_up);
 }
 
 void Decoder::feed_forward(Worker& worker, int index, float* x, int rows) {
     const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
-    team_.product(worker, w.gate_up, normed(worker, x, w.ffn_norm, rows), rows, Epilogue::kGatedSilu,
-                  ffn_.data(), ffn_stride_, Stage::kGateUp, &w.down);
-    team_.product(worker, w.down, plain(worker, ffn_.data(), rows, ffn_stride_), rows, Epilogue::kAdd, x,
-                  hidden_, Stage::kDown, first_matrix(index + 1));
+    team_.product(worker, w.gate_up, normed(worker, w.gate_up, x, w.ffn_norm, rows), rows,
+                  Epilogue::kGatedSilu, ffn_.data(), ffn_stride_, Stage::kGateUp, &w.down);
+    team_.product(worker, w.down, plain(worker, w.down, ffn_.data(), rows, ffn_stride_), rows, Epilogue::kAdd,
+                  x, hidden_, Stage::kDown, first_matrix(index + 1));
 }
 
 const PackedMatrix* Decoder::first_matrix(int layer) const {

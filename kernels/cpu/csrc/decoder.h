@@ -67,8 +67,8 @@ class Decoder {
 
     void attention(Worker& worker, int index, float* x, int rows, int finished);
     void feed_forward(Worker& worker, int index, float* x, int rows);
-    QuantizedRows normed(Worker& worker, const float* x, const float* norm, int rows);
-    QuantizedRows plain(Worker& worker, const float* x, int rows, int stride);
+    QuantizedRows normed(Worker& worker, const PackedMatrix& w, const float* x, const float* norm, int rows);
+    QuantizedRows plain(Worker& worker, const PackedMatrix& w, const float* x, int rows, int stride);
     void store_heads(int layer, int first, int last, int rows);
     void store_head(int layer, int head, int row);
     void plan_units(int tokens);

@@ -173,7 +173,7 @@ void Draft::add_segment(const Slice& slice, int first, int count, int32_t last_t
 
 void Draft::follow(Worker& worker) {
     const auto rows = static_cast<int>(rows_.size());
-    const QuantizedRows fused = team_.quantized(worker, rows, fused_stride_, [&](int row) {
+    const QuantizedRows fused = team_.quantized(worker, weights_.fuse, rows, fused_stride_, [&](int row) {
         const int target_row = rows_[static_cast<size_t>(row)].target_row;
         return features_.data() + static_cast<size_t>(target_row) * static_cast<size_t>(fused_stride_);
     });
@@ -191,7 +191,7 @@ void Draft::layers(Worker& worker, int rows, int finished) {
 // Adds to each state what comes of it and of the token that follows.
 void Draft::enter(Worker& worker, int rows) {
     const int width = shape_.hidden_size;
-    const QuantizedRows x = team_.quantized(worker, rows, input_stride_, [&](int row) {
+    const QuantizedRows x = team_.quantized(worker, weights_.input, rows, input_stride_, [&](int row) {
         float* y = worker.normed.data();
         const float* state = states_.data() + static_cast<size_t>(row) * static_cast<size_t>(hidden_);
         kernels_.rms_norm(state, weights_.state_norm, width, shape_.rms_norm_eps, y);
@@ -207,7 +207,7 @@ void Draft::enter(Worker& worker, int rows) {
 
 // The next token of the first `rows` proposals. Each then stands for one row more.
 void Draft::choose(Worker& worker, int rows) {
-    const QuantizedRows x = team_.quantized(worker, rows, hidden_, [&](int row) {
+    const QuantizedRows x = team_.quantized(worker, weights_.head, rows, hidden_, [&](int row) {
         const float* state = states_.data() + static_cast<size_t>(row) * static_cast<size_t>(hidden_);
         return team_.normed(worker, state, weights_.out_norm, shape_.hidden_size, shape_.rms_norm_eps,
                             hidden_);

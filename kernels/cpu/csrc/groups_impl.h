@@ -45,14 +45,16 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out
 // like to it, and how a group is multiplied. These are the cells of the weight file, whatever their number.
 struct PairGroups {
     static constexpr int kBytes = kCellBytes;
-    static constexpr int kVector = 2 * kLanes;  // bytes of weights that are multiplied at once
-    static constexpr int kRowsOfHalves = 0;     // most rows that half bytes are multiplied with as they are
-    static constexpr int kZero = 0;             // what a weight of 0 is stored as
+    static constexpr int kVector = 2 * kLanes;   // bytes of weights that are multiplied at once
+    static constexpr bool kTakesHalves = false;  // half bytes are multiplied as they are
+    static constexpr int kZero = 0;              // what a weight of 0 is stored as
     static constexpr int weights_at(int) { return kScaleBytes; }
-    static constexpr int scales_at(int) { return 0; }
-    static constexpr int kRowUnits = kGroup;
+    static constexpr int kRowUnits = kGroup, kByteRowUnits = kGroup;
     static float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
-        return FLASHLET_ISA::quantize(x, n, tile, index, rows);
+        return FLASHLET_ISA::quantize<kMaxQuantized>(x, n, tile, index, rows);
+    }
+    static float quantize_bytes(const float* x, int n, int16_t* tile, int index, int rows) {
+        return FLASHLET_ISA::quantize<kMaxByte>(x, n, tile, index, rows);
     }
     static void arrange(const uint8_t* cell, int, uint8_t* out) { __builtin_memcpy(out, cell, kBytes); }
     template <int Rows>
@@ -73,23 +75,42 @@ struct PairGroups {
 // row. Each group of a row: [32 high][32 low][that last part]. Cells: [8 quads of inputs][16 outputs][4],
 // scales behind them in even cells and before them in odd ones, so that no vector of weights crosses a cache
 // line.
+//
+// Beside weights of 4 bits an integer of a row is one byte: sum w x = sum (w + 8) x - 8 sum x. Each group of
+// a row: [32][that last part].
 struct QuadGroups {
     static constexpr int kBytes = kCellBytes;
-    static constexpr int kRowUnits = kGroup + 2;
-    static constexpr int kLow = kGroup, kRest = 2 * kGroup;  // bytes
+    static constexpr int kRowUnits = kGroup + 2, kByteRowUnits = kGroup / 2 + 2;
+    static constexpr int kLow = kGroup;  // bytes
 
     static float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
         const float largest = abs_max(x, n);
-        const F32x16 inverse = splat(inverse_step(largest));
+        const F32x16 inverse = splat(inverse_step(largest, kMaxQuantized));
         int16_t* group = tile + index * kRowUnits;
         for (int i = 0; i < n; i += kGroup, group += rows * kRowUnits) {
             int8_t* bytes = reinterpret_cast<int8_t*>(group);
             const I32x16 first = to_int(mul(load(x + i), inverse));
             const I32x16 second = to_int(mul(load(x + i + kLanes), inverse));
             const int32_t rest = -128 * split_bytes(first, second, bytes);
-            __builtin_memcpy(bytes + kRest, &rest, sizeof rest);
+            __builtin_memcpy(bytes + 2 * kGroup, &rest, sizeof rest);
         }
-        return step_of(largest);
+        return step_of(largest, kMaxQuantized);
+    }
+
+    static float quantize_bytes(const float* x, int n, int16_t* tile, int index, int rows) {
+        const float largest = abs_max(x, n);
+        const F32x16 inverse = splat(inverse_step(largest, kMaxByte));
+        int16_t* group = tile + index * kByteRowUnits;
+        for (int i = 0; i < n; i += kGroup, group += rows * kByteRowUnits) {
+            int8_t* bytes = reinterpret_cast<int8_t*>(group);
+            const I32x16 first = to_int(mul(load(x + i), inverse));
+            const I32x16 second = to_int(mul(load(x + i + kLanes), inverse));
+            store_int8(bytes, first);
+            store_int8(bytes + kLanes, second);
+            const int32_t rest = -8 * static_cast<int32_t>(fold_add(to_float(add(first, second))));
+            __builtin_memcpy(bytes + kGroup, &rest, sizeof rest);
+        }
+        return step_of(largest, kMaxByte);
     }
 
     static void arrange(const uint8_t* cell, int group, uint8_t* out) {
@@ -121,37 +142,36 @@ struct QuadGroups {
         }
     }
 
-    // Half bytes w + 8, and 16 times those in the upper halves, need not be spread: two sums more for each
-    // row.
+    // Half bytes w + 8, and 16 times those in the upper halves, need not be spread.
     template <int Rows>
-    static void multiply_halves(const uint8_t* halves, F32x16 scale, const int16_t* x, F32x16* acc) {
-        I32x16 high[2][Rows], low[2][Rows];
+    [[gnu::always_inline]] static void multiply_halves(const uint8_t* halves, F32x16 scale, const int16_t* x,
+                                                       F32x16* acc) {
+        constexpr int kStrip = Rows < kHalfStripRows ? Rows : kHalfStripRows;
+        I32x16 low[kStrip], high[kStrip];
 #pragma GCC unroll 16
-        for (int i = 0; i < 2 * Rows; ++i) high[i / Rows][i % Rows] = low[i / Rows][i % Rows] = splat_int(0);
+        for (int r = 0; r < kStrip; ++r) {
+            low[r] = rest_of(bytes_of(x, r), kGroup);
+            high[r] = splat_int(0);
+        }
 #pragma GCC unroll 4
-        for (int k = 0; k < kGroup; k += 8, halves += kVector) {
-            const Quads both = load_quads(halves);
-            const Quads quads[2] = {select_bits(both, 0x0f), select_bits(both, 0xf0)};
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half) {
+        for (int k = 0; k < kGroup; k += 8) {
+            const Quads both = load_quads(halves + k / 8 * kVector);
+            const Quads lower = select_bits(both, 0x0f), upper = select_bits(both, 0xf0);
 #pragma GCC unroll 16
-                for (int r = 0; r < Rows; ++r) {
-                    const int8_t* bytes = row_of(x, r) + k + 4 * half;
-                    accumulate_quads(high[half][r], quads[half], bytes);
-                    accumulate_quads(low[half][r], quads[half], bytes + kLow);
-                }
+            for (int r = 0; r < kStrip; ++r) {
+                accumulate_quads(low[r], lower, bytes_of(x, r) + k);
+                accumulate_quads(high[r], upper, bytes_of(x, r) + k + 4);
             }
         }
 #pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-            const I32x16 sum = add(shift_left_7(add(high[0][r], shift_right_4(high[1][r]))),
-                                   add(low[0][r], shift_right_4(low[1][r])));
-            acc[r] = fma(to_float(add(sum, shift_right_4(rest_of(x, r)))), scale, acc[r]);
-        }
+        for (int r = 0; r < kStrip; ++r)
+            acc[r] = fma(to_float(add(low[r], shift_right_4(high[r]))), scale, acc[r]);
+        if constexpr (kStrip < Rows)
+            multiply_halves<Rows - kStrip>(halves, scale, x + kStrip * kByteRowUnits, acc + kStrip);
     }
 
     static constexpr int kVector = 4 * kLanes, kZero = 128;
-    static constexpr int kRowsOfHalves = kMostRowsOfHalves;
+    static constexpr bool kTakesHalves = true;
     static constexpr int weights_at(int group) { return group % 2 == 0 ? 0 : kScaleBytes; }
     static constexpr int scales_at(int group) { return group % 2 == 0 ? kGroup * kLanes : 0; }
 
@@ -159,9 +179,12 @@ struct QuadGroups {
     static const int8_t* row_of(const int16_t* x, int row) {
         return reinterpret_cast<const int8_t*>(x + row * kRowUnits);
     }
-    static I32x16 rest_of(const int16_t* x, int row) {
+    static const int8_t* bytes_of(const int16_t* x, int row) {
+        return reinterpret_cast<const int8_t*>(x + row * kByteRowUnits);
+    }
+    static I32x16 rest_of(const int8_t* row, int at) {
         int32_t rest;
-        __builtin_memcpy(&rest, row_of(x, row) + kRest, sizeof rest);
+        __builtin_memcpy(&rest, row + at, sizeof rest);
         return splat_int(rest);
     }
 
@@ -186,7 +209,7 @@ struct QuadGroups {
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
             high[r] = splat_int(0);
-            sums[r] = rest_of(x, r);
+            sums[r] = rest_of(row_of(x, r), 2 * kGroup);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < kGroup; k += 4) {
@@ -207,18 +230,18 @@ using Groups = QuadGroups;
 using Groups = PairGroups;
 #endif
 
-// Half a byte for each weight, plus 8. A cell is spread out to one of whole bytes, in registers mostly, which
-// is multiplied like any other: what counts is that half as much comes from memory. Behind the scales, byte i
-// of vector v holds byte i of the whole bytes' vectors 2 v, low, and 2 v + 1, high.
+// Half a byte for each weight, plus 8. Behind the scales, byte i of vector v holds byte i of the whole bytes'
+// vectors 2 v, low, and 2 v + 1, high. Where they are not multiplied so, a cell is spread out to one of whole
+// bytes, in registers mostly: what counts is that half as much comes from memory.
 template <class Bytes>
 struct HalfByteGroups {
     static constexpr int kBytes = kHalfCellBytes;
-    static constexpr int kRowUnits = Bytes::kRowUnits;
+    static constexpr int kRowUnits = Bytes::kByteRowUnits;
 
     static void arrange(const uint8_t* cell, int, uint8_t* out) {
         alignas(64) uint8_t pairs[kCellBytes], bytes[kCellBytes];
         __builtin_memcpy(pairs, cell, kScaleBytes);
-        spread<PairGroups::kVector>(cell + kScaleBytes, 0, pairs + kScaleBytes);
+        spread<PairGroups::kVector>(cell + kScaleBytes, pairs + kScaleBytes);
         Bytes::arrange(pairs, 0, bytes);
         __builtin_memcpy(out, cell, kScaleBytes);
         out += kScaleBytes;
@@ -231,13 +254,13 @@ struct HalfByteGroups {
 
     template <int Rows>
     static void multiply(const uint8_t* cell, int, const int16_t* x, F32x16* acc) {
-        if constexpr (Rows <= Bytes::kRowsOfHalves) {
+        if constexpr (Bytes::kTakesHalves) {
             const F32x16 scale = load_half(reinterpret_cast<const uint16_t*>(cell));
             Bytes::template multiply_halves<Rows>(cell + kScaleBytes, scale, x, acc);
         } else {
             alignas(64) uint8_t bytes[kCellBytes];
-            __builtin_memcpy(bytes + Bytes::scales_at(0), cell, kScaleBytes);
-            spread<Bytes::kVector>(cell + kScaleBytes, Bytes::kZero, bytes + Bytes::weights_at(0));
+            __builtin_memcpy(bytes, cell, kScaleBytes);
+            spread<Bytes::kVector>(cell + kScaleBytes, bytes + kScaleBytes);
             Bytes::template multiply<Rows>(bytes, 0, x, acc);
         }
     }
@@ -246,13 +269,11 @@ struct HalfByteGroups {
     static uint8_t nibble(uint8_t weight) { return (weight - Bytes::kZero + 8) & 15; }
 
     template <int Vector>
-    static void spread(const uint8_t* __restrict halves, int zero, uint8_t* __restrict bytes) {
-        const auto offset = static_cast<uint8_t>(zero - 8);
+    static void spread(const uint8_t* __restrict halves, uint8_t* __restrict bytes) {
 #pragma GCC unroll 8
         for (int at = 0; at < kGroup * kLanes / 2; at += Vector, halves += Vector, bytes += 2 * Vector) {
-            for (int i = 0; i < Vector; ++i) bytes[i] = static_cast<uint8_t>((halves[i] & 15) + offset);
-            for (int i = 0; i < Vector; ++i)
-                bytes[Vector + i] = static_cast<uint8_t>((halves[i] >> 4) + offset);
+            for (int i = 0; i < Vector; ++i) bytes[i] = static_cast<uint8_t>((halves[i] & 15) - 8);
+            for (int i = 0; i < Vector; ++i) bytes[Vector + i] = static_cast<uint8_t>((halves[i] >> 4) - 8);
         }
     }
 };

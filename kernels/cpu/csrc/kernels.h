@@ -15,6 +15,7 @@ inline constexpr int kBlock = 32;    // tokens per KV block
 inline constexpr int kSpan = 8;      // KV blocks whose attention is summed up on its own
 inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel serves, on any instruction set
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
+inline constexpr int kMaxByte = 127;        // of activations beside weights of 4 bits
 
 // In the weight file, one group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16
 // outputs][2 inputs]. Of 4 bits: weight + 8, those of even pairs in the low halves of bytes [8][16][2], of
@@ -54,13 +55,21 @@ static constexpr RowTile tile_of(int row, int total, int max_rows) {
     return {first, total * (tile + 1) / tiles - first};
 }
 
-// Rows of activations as 13-bit integers, in an order that is the kernels' own: the rows of a tile are
-// interleaved, so that a product walks one pointer. The tile that starts at row r starts at values + r *
+// Rows of activations as integers of 13 or 8 bits, in an order that is the kernels' own: the rows of a tile
+// are interleaved, so that a product walks one pointer. The tile that starts at row r starts at values + r *
 // stride.
 struct QuantizedRows {
     const int16_t* values;
     const float* scales;  // [rows]
-    int stride;           // a multiple of KernelTable::group_units
+    int stride;           // a multiple of InputFormat::group_units
+};
+
+// How the rows of a product are quantized.
+struct InputFormat {
+    // Quantizes n floats, a multiple of kGroup, as row `index` of a tile of `rows` rows whose integers start
+    // at `tile`; returns the scale.
+    float (*quantize)(const float* x, int n, int16_t* tile, int index, int rows);
+    int group_units;  // of the tile, that each group of a row takes
 };
 
 // How a product asks memory for panels in good time.
@@ -144,10 +153,11 @@ struct KernelTable {
     // whose integers start at `tile`; returns the scale.
     float (*quantize)(const float* x, int n, int16_t* tile, int index, int rows);
 
-    // The same for the rows of a product; n is a multiple of kGroup, and each group of a row takes
-    // group_units of the tile.
-    float (*quantize_inputs)(const float* x, int n, int16_t* tile, int index, int rows);
-    int group_units;
+    // For rows that are multiplied with weights of 8 bits, and of 4.
+    InputFormat inputs, half_byte_inputs;
+    const InputFormat& inputs_of(WeightFormat format) const {
+        return format == WeightFormat::kInt8 ? inputs : half_byte_inputs;
+    }
 
     // Copies a matrix into the layout that `matmul` reads, of the same size.
     void (*arrange)(const PackedMatrix& w, uint8_t* out);

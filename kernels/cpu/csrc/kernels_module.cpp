@@ -64,9 +64,10 @@ class Kernels {
         const auto rows = x.shape(0), inputs = x.shape(1);
         PackedMatrix w{cells.data(), nullptr, static_cast<int>(cells.shape(0)),
                        static_cast<int>(cells.shape(1))};
-        const int width = w.groups * kGroup, stride = w.groups * table_.group_units;
-        if (static_cast<int>(inputs) > width) throw std::invalid_argument("linear: more inputs than weights");
         if (cells.shape(2) == kHalfCellBytes) w.format = WeightFormat::kInt4;
+        const InputFormat& format = table_.inputs_of(w.format);
+        const int width = w.groups * kGroup, stride = w.groups * format.group_units;
+        if (static_cast<int>(inputs) > width) throw std::invalid_argument("linear: more inputs than weights");
         std::vector<uint8_t> arranged(w.bytes());
         table_.arrange(w, arranged.data());
         w.cells = arranged.data();
@@ -75,7 +76,7 @@ class Kernels {
         for (size_t r = 0; r < rows; ++r) {
             std::memcpy(row.data(), x.data() + r * inputs, inputs * sizeof(float));
             const RowTile tile = tile_of(static_cast<int>(r), static_cast<int>(rows), table_.max_rows);
-            scales[r] = table_.quantize_inputs(
+            scales[r] = format.quantize(
                 row.data(), width, q.data() + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
                 static_cast<int>(r) - tile.first, tile.rows);
         }

@@ -142,7 +142,7 @@ inline void arrange(int16_t*, int) {}
 
 #ifdef __AVXVNNI__
 #define FLASHLET_BYTE_PRODUCTS
-inline constexpr int kStripRows = 3, kMostRowsOfHalves = 1;
+inline constexpr int kStripRows = 3, kHalfStripRows = 2;
 struct Quads {
     __m256i lo, hi;  // [8 outputs][4 inputs], unsigned
 };

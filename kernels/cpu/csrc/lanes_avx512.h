@@ -95,7 +95,7 @@ inline void accumulate_dot(I32x16& acc, Weights w, const int16_t* x) {
 inline void arrange(int16_t*, int) {}
 
 #define FLASHLET_BYTE_PRODUCTS
-inline constexpr int kStripRows = 4, kMostRowsOfHalves = 6;
+inline constexpr int kStripRows = 4, kHalfStripRows = 6;
 struct Quads {
     __m512i v;  // [16 outputs][4 inputs], unsigned
 };

@@ -132,7 +132,7 @@ void Model::logits(Worker& worker) {
     const PackedMatrix* next = drafting_ ? draft_->first_matrix() : decoder_.first_matrix(0);
     for (int first = 0; first < total; first += kLogitRows) {
         const int rows = std::min(kLogitRows, total - first);
-        const QuantizedRows x = team_.quantized(worker, rows, hidden_, [&](int i) {
+        const QuantizedRows x = team_.quantized(worker, weights_.head, rows, hidden_, [&](int i) {
             return residual(worker, shape_.num_layers + 1,
                             plan_->logit_rows[static_cast<size_t>(first + i)].row);
         });

@@ -71,22 +71,24 @@ inline float abs_max(const float* x, int n) {
 inline constexpr float kTiny = 0x1p-100f;  // below this a row counts as zero, so that 1 / scale stays finite
 
 // Not zero where it is NaN: the scale carries that on.
-inline float inverse_step(float largest) {
-    return largest < kTiny ? 0.0f : static_cast<float>(kMaxQuantized) / largest;
+inline float inverse_step(float largest, int limit) {
+    return largest < kTiny ? 0.0f : static_cast<float>(limit) / largest;
 }
-inline float step_of(float largest) {
-    return largest < kTiny ? 0.0f : largest / static_cast<float>(kMaxQuantized);
+inline float step_of(float largest, int limit) {
+    return largest < kTiny ? 0.0f : largest / static_cast<float>(limit);
 }
 
+// To -Limit .. Limit.
+template <int Limit>
 float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
     const float largest = abs_max(x, n);
-    const F32x16 inverse = splat(inverse_step(largest));
+    const F32x16 inverse = splat(inverse_step(largest, Limit));
     int16_t* out = tile + index * kLanes;
     for (int i = 0; i < n; i += kLanes, out += rows * kLanes) {
         store_int16(out, to_int(mul(load(x + i), inverse)));
         arrange(out, kLanes);
     }
-    return step_of(largest);
+    return step_of(largest, Limit);
 }
 
 void embed(const PackedMatrix& w, int row, float* out) {

@@ -62,21 +62,22 @@ class Team {
     // Those of a product begin to do so where they would read beyond their part.
     void finish(Worker& worker, Stage stage, const PackedMatrix* next = nullptr);
 
-    // Rows as integers: row_of(row) gives the floats, `stride` of them, a multiple of kGroup. A few rows are
-    // quantized by each thread for itself, which costs less than a barrier.
+    // Rows as integers for a product with w: row_of(row) gives the floats, `stride` of them, a multiple of
+    // kGroup. A few rows are quantized by each thread for itself, which costs less than a barrier.
     template <class RowOf>
-    QuantizedRows quantized(Worker& worker, int rows, int stride, RowOf&& row_of) {
+    QuantizedRows quantized(Worker& worker, const PackedMatrix& w, int rows, int stride, RowOf&& row_of) {
         const bool alone = rows <= kPrivateRows;
-        const int units = stride / kGroup * kernels_.group_units;
+        const InputFormat& inputs = kernels_.inputs_of(w.format);
+        const int units = stride / kGroup * inputs.group_units;
         int16_t* values = alone ? worker.quantized.data() : quantized_.data();
         float* scales = alone ? worker.scales.data() : scales_.data();
         const auto quantize = [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
                 const RowTile tile = tile_of(row, rows, kernels_.max_rows);
-                scales[row] = kernels_.quantize_inputs(
-                    row_of(row), stride,
-                    values + static_cast<size_t>(tile.first) * static_cast<size_t>(units), row - tile.first,
-                    tile.rows);
+                scales[row] =
+                    inputs.quantize(row_of(row), stride,
+                                    values + static_cast<size_t>(tile.first) * static_cast<size_t>(units),
+                                    row - tile.first, tile.rows);
             }
         };
         if (alone) {
@@ -126,7 +127,8 @@ class Team {
   private:
     const uint8_t* part_of(const Worker& worker, const PackedMatrix* w) const;  // null if there is none
     size_t input_units(const TeamLimits& limits) const {
-        return static_cast<size_t>(limits.width / kGroup * kernels_.group_units);
+        const int units = std::max(kernels_.inputs.group_units, kernels_.half_byte_inputs.group_units);
+        return static_cast<size_t>(limits.width / kGroup * units);
     }
 
     const KernelTable& kernels_;
