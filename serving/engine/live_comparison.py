@@ -9,7 +9,9 @@ from flashlet.serving.engine.step_costs import StepCosts
 
 logger = logging.getLogger(__name__)
 
-PERIOD = 128  # decode steps from one plain run to the next
+PERIOD = 128  # decode steps from one plain run to the next,
+SURE_PERIOD = 384  # and where speculation
+SURE = 1.3  # is so many times as fast: no change of the machine between two runs turns that around
 PLAIN_RUN = 2  # steps without proposals in a row
 FIRST_RUN = 16  # decode steps before the first plain run
 DECAY = 0.98  # of the sums, per speculating step: they look back about fifty
@@ -62,7 +64,7 @@ class LiveComparison:
         if self._paused:
             self._paused -= 1
             return
-        self._to_plain = self._to_plain - 1 if self._to_plain else PERIOD
+        self._to_plain = self._to_plain - 1 if self._to_plain else self._period()
         if not speculated:
             return
         self._steps += 1
@@ -74,6 +76,9 @@ class LiveComparison:
         )
         if self._steps >= TRIAL:
             self._judge()
+
+    def _period(self) -> int:
+        return SURE_PERIOD if self._steps >= TRIAL and self.speedup >= SURE else PERIOD
 
     def _judge(self) -> None:
         if self.speedup >= PAYS:
