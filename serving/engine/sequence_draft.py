@@ -10,6 +10,10 @@ from flashlet.serving.engine.acceptance import Acceptance
 from flashlet.serving.engine.sequence import Sequence
 
 
+# times what the draft model's proposals promise, from which n-grams are taken: it knows what they say, and more
+CLEARLY_MORE = 1.1
+
+
 class Match(NamedTuple):
     """An earlier place where the text went as it does now."""
 
@@ -79,7 +83,7 @@ class SequenceDraft:
             theirs = self._useful(sequence, self.match.tokens, limit)
             other = self.by_match.survival(range(self.match.length, self.match.length + len(theirs)))
             believed = curve if ours else self.by_position.survival(range(min(num_drafted, limit)))
-            self.uses_match = promise(other) >= promise(believed)
+            self.uses_match = promise(other) >= (CLEARLY_MORE if believed else 1.0) * promise(believed)
             if self.uses_match or not ours:
                 return theirs, other
         return ours, curve

@@ -76,3 +76,19 @@ def test_chance_matches_do_not_keep_the_draft_model_from_being_asked(
     sequence: Any = SimpleNamespace(stop_token_ids=())
     tokens, _ = draft.best(sequence, 8, num_drafted, sum)
     assert (tokens, draft.uses_match) == ([1, 2, 3], uses_match)
+
+
+@pytest.mark.parametrize(("chance_of_match", "uses_match"), [(0.52, False), (0.6, True)])
+def test_a_match_is_taken_where_it_promises_clearly_more_than_the_draft_model(
+    chance_of_match: float, uses_match: bool
+) -> None:
+    """The model's proposals, each right in half of the cases, know of the match already."""
+    by_position, by_confidence, by_match = (
+        Acceptance(9, FixedPrior((rate,)), weight=1, decay=1.0, fading=1.0)
+        for rate in (0.5, 0.5, chance_of_match)
+    )
+    draft = SequenceDraft(by_position, by_confidence, by_match)
+    draft.match, draft.model_tokens, draft.confidences = Match(2, [1, 2]), (3, 4), [5, 5]
+    sequence: Any = SimpleNamespace(stop_token_ids=())
+    tokens, _ = draft.best(sequence, 8, 8, sum)
+    assert (tokens, draft.uses_match) == ([1, 2] if uses_match else [3, 4], uses_match)
