@@ -46,7 +46,10 @@ class GroupedMatrix:
 
     @classmethod
     def from_int8(cls, weight: Tensor, scale: Tensor, bits: int = 8) -> GroupedMatrix:
-        """From int8 weight [outputs, inputs], of 8 or 4 `bits`, and binary16 scale [outputs, ceil(inputs / 32)]."""
+        """From int8 weight [outputs, inputs] and binary16 scale [outputs, ceil(inputs / 32)].
+
+        `bits`: 8, or 4 if the weights are -8 .. 7 and rows are to be quantized to 8 bits.
+        """
         weight = _in_groups(weight).permute(1, 2, 0)
         limit = ACTIVATION_LIMIT if bits == 8 else BYTE_LIMIT
         return cls(weight.float().contiguous(), scale.T.double().contiguous(), limit)
@@ -58,7 +61,7 @@ class GroupedMatrix:
 
 
 def linear_int8(x: Tensor, matrix: GroupedMatrix, bias: Tensor | None = None) -> Tensor:
-    """Product of float32 x [rows, inputs], quantized as `matrix` wants it, with that: float32 [rows, outputs]."""
+    """Product of float32 x [rows, inputs], quantized for `matrix`, with it: float32 [rows, outputs]."""
     q, scale = quantize_rows(x, matrix.input_limit)
     q = _in_groups(q).transpose(0, 1).contiguous()
     result = torch.empty(len(x), matrix.scale.shape[1])

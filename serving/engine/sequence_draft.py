@@ -9,8 +9,7 @@ from flashlet.kernels.cpu import TokenHistory
 from flashlet.serving.engine.acceptance import Acceptance
 from flashlet.serving.engine.sequence import Sequence
 
-
-# times what the draft model's proposals promise, from which n-grams are taken: it knows what they say, and more
+# Times what the draft model's proposals promise, from which n-grams are taken: it knows what they say.
 CLEARLY_MORE = 1.1
 
 
