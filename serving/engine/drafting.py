@@ -27,6 +27,7 @@ MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by le
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
+MARGIN = 0.1  # of a token that n-grams must promise more than the draft model, which knows what they say
 
 Cost = abc.Callable[[int], float]  # milliseconds of a step by the number of proposals in it
 
@@ -119,13 +120,14 @@ class Drafter:
 
         if not _could_pay(len(decodes), cost):
             return
-        candidates = [self._candidate(part.sequence, promise) for part in decodes]
+        margin = 1 + MARGIN / len(decodes)
+        candidates = [self._candidate(part.sequence, promise, margin) for part in decodes]
         widths = best_widths([curve for _, curve in candidates], len(decodes), cost, free_rows)
         for part, (proposed, _), width in zip(decodes, candidates, widths, strict=True):
             part.proposed = proposed[:width]
 
     def _candidate(
-        self, sequence: Sequence, promise: abc.Callable[[list[float]], float]
+        self, sequence: Sequence, promise: abc.Callable[[list[float]], float], margin: float
     ) -> tuple[list[int], list[float]]:
         """What could be proposed for `sequence`, and the chances of its first 1, 2, ... tokens."""
         if sequence.request.draft == "none":
@@ -134,7 +136,7 @@ class Drafter:
         draft.look_up(sequence, MAX_NGRAM_TOKENS)
         num_drafted = self._max_model_tokens if sequence.request.draft == "auto" else 0
         limit = sequence.max_tokens - sequence.num_output_tokens - 1
-        return draft.best(sequence, limit, num_drafted, promise)
+        return draft.best(sequence, limit, num_drafted, promise, margin)
 
     def _request_drafts(self, parts: abc.Sequence[Part], phase: Phase) -> None:
         """Ask the draft model for proposals for the next step where they should pay, or else to follow."""

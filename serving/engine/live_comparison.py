@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 128  # decode steps from one plain run to the next,
 SURE_PERIOD = 384  # and where speculation
-SURE = 1.3  # is so many times as fast: no change of the machine between two runs turns that around
+SURE = 1.6  # is so many times as fast: others that slow memory down by half do not make that a loss
 PLAIN_RUN = 2  # steps without proposals in a row
 FIRST_RUN = 16  # decode steps before the first plain run
 DECAY = 0.98  # of the sums, per speculating step: they look back about fifty
@@ -74,6 +74,8 @@ class LiveComparison:
         self._plain_ms = (
             self._plain_ms * DECAY + num_tokens * self._costs.plain_ms(num_sequences) / num_sequences
         )
+        if self.speedup < SURE:  # perhaps the machine has become slower: plain steps will tell
+            self._to_plain = min(self._to_plain, PERIOD)
         if self._steps >= TRIAL:
             self._judge()
 

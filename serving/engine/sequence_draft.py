@@ -9,9 +9,6 @@ from flashlet.kernels.cpu import TokenHistory
 from flashlet.serving.engine.acceptance import Acceptance
 from flashlet.serving.engine.sequence import Sequence
 
-# Times what the draft model's proposals promise, from which n-grams are taken: it knows what they say.
-CLEARLY_MORE = 1.1
-
 
 class Match(NamedTuple):
     """An earlier place where the text went as it does now."""
@@ -37,7 +34,7 @@ class SequenceDraft:
         self.model_tokens: tuple[int, ...] = ()  # what the draft model says about them
         self.confidences: list[int] = []  # how sure it is of each, as indices of `by_confidence`
         self.num_asked = 0  # tokens that it was asked for
-        self.uses_match = False  # whether n-grams were better in this step
+        self.uses_match = False  # whether n-grams were clearly better in this step
         self.followed_from: int | None = None  # the draft model has seen everything since this position
         self.num_quiet = 0  # steps in a row in which drafting did not seem to pay
 
@@ -68,12 +65,18 @@ class SequenceDraft:
         return scores
 
     def best(
-        self, sequence: Sequence, limit: int, num_drafted: int, promise: abc.Callable[[list[float]], float]
+        self,
+        sequence: Sequence,
+        limit: int,
+        num_drafted: int,
+        promise: abc.Callable[[list[float]], float],
+        margin: float,
     ) -> tuple[list[int], list[float]]:
         """At most `limit` proposals of the better source, and the chances that the first 1, 2, ... are right.
 
-        `promise` says what such chances are worth. A draft model that was not asked is taken to give what
-        it mostly gives for `num_drafted` tokens: else n-grams would keep it from being asked.
+        `promise` says what such chances are worth; n-grams must promise `margin` times as much as the draft
+        model. If that was not asked, it is taken to give what it mostly gives for `num_drafted` tokens: else
+        n-grams would keep it from being asked.
         """
         ours = self._useful(sequence, self.model_tokens, limit)
         curve = self.by_confidence.survival(self.confidences[: len(ours)])
@@ -82,7 +85,7 @@ class SequenceDraft:
             theirs = self._useful(sequence, self.match.tokens, limit)
             other = self.by_match.survival(range(self.match.length, self.match.length + len(theirs)))
             believed = curve if ours else self.by_position.survival(range(min(num_drafted, limit)))
-            self.uses_match = promise(other) >= (CLEARLY_MORE if believed else 1.0) * promise(believed)
+            self.uses_match = promise(other) >= (margin if believed else 1.0) * promise(believed)
             if self.uses_match or not ours:
                 return theirs, other
         return ours, curve

@@ -153,7 +153,8 @@ def test_kv_quantization_is_int8() -> None:
 @pytest.mark.parametrize("inputs", [32, 40, 96])
 def test_linear_int8(inputs: int, bits: int, limit: int, generator: torch.Generator) -> None:
     groups, outputs = -(-inputs // 32), 5
-    weight = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
+    low, high = (-127, 128) if bits == 8 else (-8, 8)
+    weight = torch.randint(low, high, (outputs, inputs), generator=generator, dtype=torch.int8)
     scale = torch.rand(outputs, groups, generator=generator).half()
     x, bias = torch.randn(3, inputs, generator=generator), torch.randn(outputs, generator=generator)
     result = reference.linear_int8(x, GroupedMatrix.from_int8(weight, scale, bits), bias)

@@ -46,7 +46,7 @@ inline void dot_panel(const int8_t* w, int inputs, const int16_t* x, I32x16* out
 struct PairGroups {
     static constexpr int kBytes = kCellBytes;
     static constexpr int kVector = 2 * kLanes;   // bytes of weights that are multiplied at once
-    static constexpr bool kTakesHalves = false;  // half bytes are multiplied as they are
+    static constexpr bool kTakesHalves = false;  // whether half bytes are multiplied as they are
     static constexpr int kZero = 0;              // what a weight of 0 is stored as
     static constexpr int weights_at(int) { return kScaleBytes; }
     static constexpr int kRowUnits = kGroup, kByteRowUnits = kGroup;
@@ -107,6 +107,7 @@ struct QuadGroups {
             const I32x16 second = to_int(mul(load(x + i + kLanes), inverse));
             store_int8(bytes, first);
             store_int8(bytes + kLanes, second);
+            // A row that has a NaN is INT_MIN throughout, and two of those add up to zero.
             const int32_t rest = -8 * static_cast<int32_t>(fold_add(to_float(add(first, second))));
             __builtin_memcpy(bytes + kGroup, &rest, sizeof rest);
         }
@@ -231,8 +232,8 @@ using Groups = PairGroups;
 #endif
 
 // Half a byte for each weight, plus 8. Behind the scales, byte i of vector v holds byte i of the whole bytes'
-// vectors 2 v, low, and 2 v + 1, high. Where they are not multiplied so, a cell is spread out to one of whole
-// bytes, in registers mostly: what counts is that half as much comes from memory.
+// vectors 2 v, low, and 2 v + 1, high. Where Bytes does not take them as they are, a cell is spread out to
+// one of whole bytes, in registers mostly: what counts is that half as much comes from memory.
 template <class Bytes>
 struct HalfByteGroups {
     static constexpr int kBytes = kHalfCellBytes;

@@ -1,4 +1,4 @@
-// Rows of 13-bit activations times panels of int8 weights.
+// Rows of integers times panels of int8 or 4-bit weights.
 #pragma once
 
 #include "groups_impl.h"

@@ -74,7 +74,7 @@ def test_chance_matches_do_not_keep_the_draft_model_from_being_asked(
     draft = SequenceDraft(by_position, by_confidence, by_match)
     draft.match = Match(2, [1, 2, 3])
     sequence: Any = SimpleNamespace(stop_token_ids=())
-    tokens, _ = draft.best(sequence, 8, num_drafted, sum)
+    tokens, _ = draft.best(sequence, 8, num_drafted, sum, 1.1)
     assert (tokens, draft.uses_match) == ([1, 2, 3], uses_match)
 
 
@@ -90,5 +90,5 @@ def test_a_match_is_taken_where_it_promises_clearly_more_than_the_draft_model(
     draft = SequenceDraft(by_position, by_confidence, by_match)
     draft.match, draft.model_tokens, draft.confidences = Match(2, [1, 2]), (3, 4), [5, 5]
     sequence: Any = SimpleNamespace(stop_token_ids=())
-    tokens, _ = draft.best(sequence, 8, 8, sum)
+    tokens, _ = draft.best(sequence, 8, 8, sum, 1.1)
     assert (tokens, draft.uses_match) == ([1, 2] if uses_match else [3, 4], uses_match)
