@@ -27,7 +27,7 @@ MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by le
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
-MARGIN = 0.1  # of a token that n-grams must promise more than the draft model, which knows what they say
+MARGIN = 0.1  # of its speed that a sequence must gain by n-grams over a draft model, which knows them
 
 Cost = abc.Callable[[int], float]  # milliseconds of a step by the number of proposals in it
 

@@ -64,7 +64,7 @@ class LiveComparison:
         if self._paused:
             self._paused -= 1
             return
-        self._to_plain = self._to_plain - 1 if self._to_plain else self._period()
+        self._to_plain = self._to_plain - 1 if self._to_plain else SURE_PERIOD
         if not speculated:
             return
         self._steps += 1
@@ -74,13 +74,10 @@ class LiveComparison:
         self._plain_ms = (
             self._plain_ms * DECAY + num_tokens * self._costs.plain_ms(num_sequences) / num_sequences
         )
-        if self.speedup < SURE:  # perhaps the machine has become slower: plain steps will tell
+        if self._steps < TRIAL or self.speedup < SURE:
             self._to_plain = min(self._to_plain, PERIOD)
         if self._steps >= TRIAL:
             self._judge()
-
-    def _period(self) -> int:
-        return SURE_PERIOD if self._steps >= TRIAL and self.speedup >= SURE else PERIOD
 
     def _judge(self) -> None:
         if self.speedup >= PAYS:

@@ -85,7 +85,7 @@ class SequenceDraft:
             theirs = self._useful(sequence, self.match.tokens, limit)
             other = self.by_match.survival(range(self.match.length, self.match.length + len(theirs)))
             believed = curve if ours else self.by_position.survival(range(min(num_drafted, limit)))
-            self.uses_match = promise(other) >= (margin if believed else 1.0) * promise(believed)
+            self.uses_match = promise(other) >= margin * promise(believed)
             if self.uses_match or not ours:
                 return theirs, other
         return ours, curve

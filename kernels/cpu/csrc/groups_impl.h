@@ -81,37 +81,22 @@ struct PairGroups {
 struct QuadGroups {
     static constexpr int kBytes = kCellBytes;
     static constexpr int kRowUnits = kGroup + 2, kByteRowUnits = kGroup / 2 + 2;
-    static constexpr int kLow = kGroup;  // bytes
+    static constexpr int kLow = kGroup, kRest = 2 * kGroup, kByteRest = kGroup;  // bytes
 
     static float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
-        const float largest = abs_max(x, n);
-        const F32x16 inverse = splat(inverse_step(largest, kMaxQuantized));
-        int16_t* group = tile + index * kRowUnits;
-        for (int i = 0; i < n; i += kGroup, group += rows * kRowUnits) {
-            int8_t* bytes = reinterpret_cast<int8_t*>(group);
-            const I32x16 first = to_int(mul(load(x + i), inverse));
-            const I32x16 second = to_int(mul(load(x + i + kLanes), inverse));
-            const int32_t rest = -128 * split_bytes(first, second, bytes);
-            __builtin_memcpy(bytes + 2 * kGroup, &rest, sizeof rest);
-        }
-        return step_of(largest, kMaxQuantized);
+        return quantize_groups<kMaxQuantized, kRowUnits, kRest>(
+            x, n, tile, index, rows, [](I32x16 first, I32x16 second, int8_t* bytes) {
+                return -128 * split_bytes(first, second, bytes);
+            });
     }
-
     static float quantize_bytes(const float* x, int n, int16_t* tile, int index, int rows) {
-        const float largest = abs_max(x, n);
-        const F32x16 inverse = splat(inverse_step(largest, kMaxByte));
-        int16_t* group = tile + index * kByteRowUnits;
-        for (int i = 0; i < n; i += kGroup, group += rows * kByteRowUnits) {
-            int8_t* bytes = reinterpret_cast<int8_t*>(group);
-            const I32x16 first = to_int(mul(load(x + i), inverse));
-            const I32x16 second = to_int(mul(load(x + i + kLanes), inverse));
-            store_int8(bytes, first);
-            store_int8(bytes + kLanes, second);
-            // A row that has a NaN is INT_MIN throughout, and two of those add up to zero.
-            const int32_t rest = -8 * static_cast<int32_t>(fold_add(to_float(add(first, second))));
-            __builtin_memcpy(bytes + kGroup, &rest, sizeof rest);
-        }
-        return step_of(largest, kMaxByte);
+        return quantize_groups<kMaxByte, kByteRowUnits, kByteRest>(
+            x, n, tile, index, rows, [](I32x16 first, I32x16 second, int8_t* bytes) {
+                store_int8(bytes, first);
+                store_int8(bytes + kLanes, second);
+                // A row that has a NaN is INT_MIN throughout, and two of those add up to zero.
+                return -8 * static_cast<int32_t>(fold_add(to_float(add(first, second))));
+            });
     }
 
     static void arrange(const uint8_t* cell, int group, uint8_t* out) {
@@ -151,7 +136,7 @@ struct QuadGroups {
         I32x16 low[kStrip], high[kStrip];
 #pragma GCC unroll 16
         for (int r = 0; r < kStrip; ++r) {
-            low[r] = rest_of(bytes_of(x, r), kGroup);
+            low[r] = rest_of(bytes_of(x, r), kByteRest);
             high[r] = splat_int(0);
         }
 #pragma GCC unroll 4
@@ -177,6 +162,20 @@ struct QuadGroups {
     static constexpr int scales_at(int group) { return group % 2 == 0 ? kGroup * kLanes : 0; }
 
   private:
+    // write(first, second, bytes) writes the 32 integers of a group and returns the last part.
+    template <int Limit, int Units, int Rest, class Write>
+    static float quantize_groups(const float* x, int n, int16_t* tile, int index, int rows, Write&& write) {
+        const float largest = abs_max(x, n);
+        const F32x16 inverse = splat(inverse_step(largest, Limit));
+        int16_t* group = tile + index * Units;
+        for (int i = 0; i < n; i += kGroup, group += rows * Units) {
+            int8_t* bytes = reinterpret_cast<int8_t*>(group);
+            const int32_t rest =
+                write(to_int(mul(load(x + i), inverse)), to_int(mul(load(x + i + kLanes), inverse)), bytes);
+            __builtin_memcpy(bytes + Rest, &rest, sizeof rest);
+        }
+        return step_of(largest, Limit);
+    }
     static const int8_t* row_of(const int16_t* x, int row) {
         return reinterpret_cast<const int8_t*>(x + row * kRowUnits);
     }
@@ -210,7 +209,7 @@ struct QuadGroups {
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
             high[r] = splat_int(0);
-            sums[r] = rest_of(row_of(x, r), 2 * kGroup);
+            sums[r] = rest_of(row_of(x, r), kRest);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < kGroup; k += 4) {
