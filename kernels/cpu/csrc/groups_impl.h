@@ -116,7 +116,7 @@ struct QuadGroups {
                                                 F32x16* acc) {
         const uint8_t* weights = cell + weights_at(group);
         const uint16_t* scales = reinterpret_cast<const uint16_t*>(cell + scales_at(group));
-        if constexpr (Rows <= kFewRows) {
+        if constexpr (Rows <= kFewNarrowRows) {
             // Memory is what they wait for, and prefetchers follow ascending addresses: weights, then scales.
             I32x16 sums[Rows];
             multiply_strip<Rows>(weights, x, sums);

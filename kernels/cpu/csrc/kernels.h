@@ -15,6 +15,7 @@ inline constexpr int kBlock = 32;    // tokens per KV block
 inline constexpr int kSpan = 8;      // KV blocks whose attention is summed up on its own
 inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel serves, on any instruction set
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
+inline constexpr int kNarrowRow = 2048;     // bytes: some rows leave the first-level cache to the weights
 inline constexpr int kMaxByte = 127;        // of activations beside weights of 4 bits
 
 // In the weight file, one group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16
@@ -144,7 +145,8 @@ static inline VisibleRange visible_range(const AttentionTile& tile) {
 struct KernelTable {
     const char* name;
     int max_rows;  // of a tile, at most kMaxTile: as many as leave their sums in registers
-    int few_rows;  // so many leave a processor time to ask for memory by itself
+    // So many leave a processor time to ask for memory by itself: of any width, and of at most kNarrowRow.
+    int few_rows, few_narrow_rows;
 
     // y[i] = x[i] / rms(x) * weight[i]; n real values, buffers padded to a multiple of 16 with zeros.
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);

@@ -12,6 +12,7 @@ inline constexpr KernelTable make_table(const char* name) {
     return {name,
             kMaxRows,
             kFewRows,
+            kFewNarrowRows,
             rms_norm,
             quantize<kMaxQuantized>,
             {Groups::quantize, Groups::kRowUnits},

@@ -15,7 +15,7 @@ constexpr int kLargestChunk = 32;  // panels
 
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
-      paged_rows_(reads_pages_ahead() ? kernels.few_rows : 0),
+      reads_pages_ahead_(reads_pages_ahead()),
       pool_(limits.threads),
       counters_(limits.stages, pool_.size()),
       quantized_(static_cast<size_t>(limits.rows) * input_units(limits)),

@@ -95,7 +95,7 @@ class Team {
                  float* out, int out_stride, Stage stage, const PackedMatrix* next, Body&& each_part) {
         const int chunk = chunk_of(w), own_end = part_begin(w.panels, chunk, worker.index + 1, size());
         const uint8_t* next_part = part_of(worker, next);
-        const bool pages = rows <= paged_rows_ && w.bytes() / static_cast<size_t>(size()) >= kLargePart;
+        const bool pages = pages_suffice(w, x, rows);
         each(worker, w.panels, chunk, [&](int begin, int end) {
             const bool last = end == own_end || end == w.panels;
             kernels_.matmul(w, x, rows, begin, end, epilogue, out, out_stride,
@@ -126,13 +126,20 @@ class Team {
 
   private:
     const uint8_t* part_of(const Worker& worker, const PackedMatrix* w) const;  // null if there is none
+
+    // Whether a product need ask memory only for the beginnings of pages.
+    bool pages_suffice(const PackedMatrix& w, const QuantizedRows& x, int rows) const {
+        const bool narrow = x.stride * static_cast<int>(sizeof *x.values) <= kNarrowRow;
+        return reads_pages_ahead_ && rows <= (narrow ? kernels_.few_narrow_rows : kernels_.few_rows) &&
+               w.bytes() / static_cast<size_t>(size()) >= kLargePart;
+    }
     size_t input_units(const TeamLimits& limits) const {
         const int units = std::max(kernels_.inputs.group_units, kernels_.half_byte_inputs.group_units);
         return static_cast<size_t>(limits.width / kGroup * units);
     }
 
     const KernelTable& kernels_;
-    const int paged_rows_;  // at most, in a product that asks memory only for the beginnings of pages
+    const bool reads_pages_ahead_;  // the processor, where a product leaves it the time
     ThreadPool pool_;
     ChunkCounters counters_;
     std::vector<int16_t> quantized_;
