@@ -3,36 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
-
-
-class Prior(Protocol):
-    """What is believed before anything was tried."""
-
-    def rate(self, index: int) -> float:
-        """Probability for `index`, 0 to 1."""
-
-
-class Identity:
-    """Index i of `size` bins stands for the middle of the i-th part of 0 .. 1."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def rate(self, index: int) -> float:
-        """The middle of bin `index`."""
-        return (index + 0.5) / self._size
-
-
-class FixedPrior:
-    """Rates that were guessed."""
-
-    def __init__(self, rates: Sequence[float]) -> None:
-        self._rates = rates
-
-    def rate(self, index: int) -> float:
-        """The guess for `index`; the last one holds for all beyond."""
-        return self._rates[index] if index < len(self._rates) else self._rates[-1]
 
 
 class Acceptance:
@@ -41,19 +11,23 @@ class Acceptance:
     A rate is that of the decayed counts and of `weight` imagined trials that went as `prior` says.
     """
 
-    def __init__(self, size: int, prior: Prior, weight: float, decay: float, fading: float) -> None:
+    def __init__(self, size: int, prior: Sequence[float], weight: float, decay: float, fading: float) -> None:
+        """`prior`: rates by index, of which the last one holds for all beyond; those of another Acceptance
+        are looked at again each time.
+        """
         self._last = size - 1
         self._trials = [0.0] * size
         self._hits = [0.0] * size
-        self._prior = prior
+        self._prior = prior if len(prior) >= size else [*prior, *[prior[-1]] * (size - len(prior))]
         self._weight = weight
         self._decay = decay  # of the counts, per trial
         self._fading = fading  # of the counts, per step in which nothing is tried
+        self.rates = [*self._prior[:size]]  # as they were when something was last counted
 
     def rate(self, index: int) -> float:
         """Probability of success for `index`; the last one holds for all beyond."""
         index = min(index, self._last)
-        hits = self._hits[index] + self._weight * self._prior.rate(index)
+        hits = self._hits[index] + self._weight * self._prior[index]
         return hits / (self._trials[index] + self._weight)
 
     def record(self, index: int, *, hit: bool) -> None:
@@ -61,21 +35,25 @@ class Acceptance:
         index = min(index, self._last)
         self._trials[index] = self._trials[index] * self._decay + 1
         self._hits[index] = self._hits[index] * self._decay + hit
+        self.rates[index] = self.rate(index)
 
     def fade(self) -> None:
         """Trust the counts a little less, so that what failed is tried again some time."""
         self._trials = [count * self._fading for count in self._trials]
         self._hits = [count * self._fading for count in self._hits]
+        self.rates[:] = map(self.rate, range(len(self.rates)))
 
     def survival(self, indices: Iterable[int]) -> list[float]:
         """Probabilities that the first, the first two, ... of some proposals are right.
 
         Each succeeds, given those before it, as often as its index does.
         """
+        hits, trials, prior, weight, last = self._hits, self._trials, self._prior, self._weight, self._last
         survival: list[float] = []
         alive = 1.0
         for index in indices:
-            alive *= self.rate(index)
+            at = index if index < last else last
+            alive *= (hits[at] + weight * prior[at]) / (trials[at] + weight)
             survival.append(alive)
         return survival
 

@@ -11,7 +11,7 @@ from itertools import accumulate, count
 
 from flashlet.kernels.cpu import TokenHistory
 from flashlet.model.step import DraftRequest, SliceOutput
-from flashlet.serving.engine.acceptance import Acceptance, FixedPrior, Identity, Prior
+from flashlet.serving.engine.acceptance import Acceptance
 from flashlet.serving.engine.draft_widths import WORTHWHILE, best_widths
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
 from flashlet.serving.engine.plan import Part
@@ -21,9 +21,10 @@ from flashlet.serving.engine.step_costs import StepCosts
 
 MAX_MATCH: int = TokenHistory.MAX_MATCH  # longest match that n-grams tell from shorter ones
 MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
-MODEL_PRIOR = FixedPrior((0.55,))  # by position
+MODEL_PRIOR = (0.55,)  # by position
 CONFIDENCES = 10  # parts of 0 .. 1 that are told apart
-MATCH_PRIOR = FixedPrior((0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8))  # by length of the match
+CONFIDENCE_PRIOR = tuple((part + 0.5) / CONFIDENCES for part in range(CONFIDENCES))  # the draft model's word
+MATCH_PRIOR = (0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8)  # by length of the match
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
@@ -42,7 +43,7 @@ class Drafter:
         self._last_load = 1
         self._max_model_tokens = max_model_tokens
         self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
-        self._by_confidence = _shared_acceptance(CONFIDENCES, Identity(CONFIDENCES))
+        self._by_confidence = _shared_acceptance(CONFIDENCES, CONFIDENCE_PRIOR)
         self._by_match = _shared_acceptance(MAX_MATCH + 1, MATCH_PRIOR)
 
     @property
@@ -220,18 +221,21 @@ class Drafter:
         """State of `sequence`, made when it is first needed."""
         if sequence.draft is None:
             sequence.draft = SequenceDraft(
-                Acceptance(
-                    max(1, self._max_model_tokens), self._by_position, weight=3, decay=0.95, fading=0.99
-                ),
-                Acceptance(CONFIDENCES, self._by_confidence, weight=8, decay=0.98, fading=1.0),
-                Acceptance(MAX_MATCH + 1, self._by_match, weight=3, decay=0.95, fading=0.99),
+                _own_acceptance(self._by_position, weight=3, decay=0.95, fading=0.99),
+                _own_acceptance(self._by_confidence, weight=8, decay=0.98, fading=1.0),
+                _own_acceptance(self._by_match, weight=3, decay=0.95, fading=0.99),
             )
         return sequence.draft
 
 
-def _shared_acceptance(size: int, prior: Prior) -> Acceptance:
+def _shared_acceptance(size: int, prior: abc.Sequence[float]) -> Acceptance:
     """Of all sequences together, which is what is believed about a new one."""
     return Acceptance(size, prior, weight=8, decay=0.995, fading=0.999)
+
+
+def _own_acceptance(shared: Acceptance, weight: float, decay: float, fading: float) -> Acceptance:
+    """Of one sequence."""
+    return Acceptance(len(shared.rates), shared.rates, weight, decay, fading)
 
 
 def _load(parts: abc.Sequence[Part]) -> int:

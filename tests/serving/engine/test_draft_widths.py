@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flashlet.serving.engine.acceptance import Acceptance, FixedPrior
+from flashlet.serving.engine.acceptance import Acceptance
 from flashlet.serving.engine.draft_widths import best_widths
 from flashlet.serving.engine.sequence_draft import Match, SequenceDraft
 
@@ -45,7 +45,7 @@ def test_no_other_widths_are_better(seed: int) -> None:
 
 
 def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried() -> None:
-    acceptance = Acceptance(3, FixedPrior((0.6, 0.5)), weight=3, decay=0.9, fading=0.9)
+    acceptance = Acceptance(3, (0.6, 0.5), weight=3, decay=0.9, fading=0.9)
     assert acceptance.survival(range(3)) == pytest.approx([0.6, 0.3, 0.15])
     for _ in range(50):
         acceptance.score(range(3), [1, 2, 3], [1, 9, 3])
@@ -58,7 +58,7 @@ def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried(
 
 
 def test_only_what_is_known_is_scored() -> None:
-    acceptance = Acceptance(4, FixedPrior((0.5,)), weight=1, decay=1.0, fading=1.0)
+    acceptance = Acceptance(4, (0.5,), weight=1, decay=1.0, fading=1.0)
     acceptance.score(range(3), [1, 2, 3], [1, 2])
     assert [acceptance.rate(i) for i in range(3)] == [0.75, 0.75, 0.5]
 
@@ -69,7 +69,7 @@ def test_chance_matches_do_not_keep_the_draft_model_from_being_asked(
 ) -> None:
     """It has proposed nothing, as it was not asked; what it mostly gives is worth more than the match."""
     by_position, by_confidence, by_match = (
-        Acceptance(9, FixedPrior((rate,)), weight=1, decay=1.0, fading=1.0) for rate in (0.8, 0.8, 0.02)
+        Acceptance(9, (rate,), weight=1, decay=1.0, fading=1.0) for rate in (0.8, 0.8, 0.02)
     )
     draft = SequenceDraft(by_position, by_confidence, by_match)
     draft.match = Match(2, [1, 2, 3])
@@ -84,8 +84,7 @@ def test_a_match_is_taken_where_it_promises_clearly_more_than_the_draft_model(
 ) -> None:
     """The model's proposals, each right in half of the cases, know of the match already."""
     by_position, by_confidence, by_match = (
-        Acceptance(9, FixedPrior((rate,)), weight=1, decay=1.0, fading=1.0)
-        for rate in (0.5, 0.5, chance_of_match)
+        Acceptance(9, (rate,), weight=1, decay=1.0, fading=1.0) for rate in (0.5, 0.5, chance_of_match)
     )
     draft = SequenceDraft(by_position, by_confidence, by_match)
     draft.match, draft.model_tokens, draft.confidences = Match(2, [1, 2]), (3, 4), [5, 5]
