@@ -74,7 +74,7 @@ std::vector<float> attend(const KernelTable& kernels, Context& context, const Qu
         tile.positions[tile.rows] = queries.positions[static_cast<size_t>(r)];
         tile.outputs[tile.rows] = out.data() + r * context.head_dim;
         ++tile.rows;
-        if (tile.rows < kernels.max_rows && r + 1 < rows) continue;
+        if (tile.rows < kernels.attention_rows && r + 1 < rows) continue;
         const VisibleRange seen = visible_range(tile);
         const int stride = tile.rows * partial_stride(padded);
         for (int i = 0; i < seen.spans; ++i)

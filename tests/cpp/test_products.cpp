@@ -21,7 +21,7 @@ struct Rows {
           stride(width / kGroup * kernels.inputs_of(format).group_units) {
         values.resize(static_cast<size_t>(rows * stride));
         for (int row = 0; row < rows; ++row) {
-            const RowTile tile = tile_of(row, rows, kernels.max_rows);
+            const RowTile tile = tile_of(row, rows, kernels.product_rows);
             scales[static_cast<size_t>(row)] = kernels.inputs_of(format).quantize(
                 x.data() + row * width, width, values.data() + tile.first * stride, row - tile.first,
                 tile.rows);

@@ -313,7 +313,7 @@ struct AttendTile {
 };
 
 void attend(const AttentionTile& tile, int span, float* partial) {
-    dispatch_rows<AttendTile>(tile.rows, tile, span, partial);
+    dispatch_rows<AttendTile, kAttentionRows>(tile.rows, tile, span, partial);
 }
 
 }  // namespace flashlet::FLASHLET_ISA

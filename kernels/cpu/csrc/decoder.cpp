@@ -75,7 +75,8 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
     segments_ = &segments;
     units_.clear();
     planned_rows_ = 0;
-    int tokens = kernels_.max_rows / std::min(shape_.num_heads / shape_.num_kv_heads, kernels_.max_rows);
+    int tokens =
+        kernels_.attention_rows / std::min(shape_.num_heads / shape_.num_kv_heads, kernels_.attention_rows);
     // Alone, a segment makes few units: two tiles let threads share an odd number of heads evenly.
     if (segments.size() == 1) tokens = std::min(tokens, (segments[0].rows + 1) / 2);
     plan_units(tokens);
@@ -93,7 +94,7 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
 
 void Decoder::plan_units(int tokens) {
     const int group = shape_.num_heads / shape_.num_kv_heads;
-    const int heads = std::min(group, kernels_.max_rows);
+    const int heads = std::min(group, kernels_.attention_rows);
     for (size_t i = 0; i < segments_->size(); ++i) {
         const Segment& segment = (*segments_)[i];
         planned_rows_ += segment.rows;
@@ -154,7 +155,7 @@ void Decoder::attention(Worker& worker, int index, float* x, int rows, int finis
                   });
     if (finished == 0) return;
     const int group = shape_.num_heads / shape_.num_kv_heads;
-    const int heads = std::min(group, kernels_.max_rows);
+    const int heads = std::min(group, kernels_.attention_rows);
     const int per_row = shape_.num_kv_heads * ((group + heads - 1) / heads);
     const int units = finished == planned_rows_ ? static_cast<int>(units_.size()) : finished * per_row;
     const auto attend_units = [&](int begin, int end) {

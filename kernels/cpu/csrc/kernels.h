@@ -15,8 +15,8 @@ inline constexpr int kBlock = 32;    // tokens per KV block
 inline constexpr int kSpan = 8;      // KV blocks whose attention is summed up on its own
 inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel serves, on any instruction set
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
-inline constexpr int kNarrowRow = 2048;     // bytes: some rows leave the first-level cache to the weights
 inline constexpr int kMaxByte = 127;        // of activations beside weights of 4 bits
+inline constexpr int kNarrowRow = 2048;     // bytes of integers: four such leave room for weights in a cache
 
 // In the weight file, one group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16
 // outputs][2 inputs]. Of 4 bits: weight + 8, those of even pairs in the low halves of bytes [8][16][2], of
@@ -44,7 +44,7 @@ struct PackedMatrix {
     size_t bytes() const { return static_cast<size_t>(panels) * panel_bytes(); }
 };
 
-// Rows are multiplied in tiles of at most max_rows, of nearly equal height.
+// Rows are multiplied in tiles of at most product_rows, of nearly equal height.
 struct RowTile {
     int first, rows;
 };
@@ -144,7 +144,7 @@ static inline VisibleRange visible_range(const AttentionTile& tile) {
 
 struct KernelTable {
     const char* name;
-    int max_rows;  // of a tile, at most kMaxTile: as many as leave their sums in registers
+    int product_rows, attention_rows;  // of a tile, at most kMaxTile
     // So many leave a processor time to ask for memory by itself: of any width, and of at most kNarrowRow.
     int few_rows, few_narrow_rows;
 

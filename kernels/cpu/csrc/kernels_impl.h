@@ -10,7 +10,8 @@ namespace flashlet::FLASHLET_ISA {
 
 inline constexpr KernelTable make_table(const char* name) {
     return {name,
-            kMaxRows,
+            kProductRows,
+            kAttentionRows,
             kFewRows,
             kFewNarrowRows,
             rms_norm,

@@ -75,7 +75,7 @@ class Kernels {
         std::vector<float> scales(rows), row(static_cast<size_t>(width));
         for (size_t r = 0; r < rows; ++r) {
             std::memcpy(row.data(), x.data() + r * inputs, inputs * sizeof(float));
-            const RowTile tile = tile_of(static_cast<int>(r), static_cast<int>(rows), table_.max_rows);
+            const RowTile tile = tile_of(static_cast<int>(r), static_cast<int>(rows), table_.product_rows);
             scales[r] = format.quantize(
                 row.data(), width, q.data() + static_cast<size_t>(tile.first) * static_cast<size_t>(stride),
                 static_cast<int>(r) - tile.first, tile.rows);

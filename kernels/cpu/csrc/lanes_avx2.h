@@ -112,7 +112,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 
-inline constexpr int kMaxRows = 8;  // of a tile
+inline constexpr int kAttentionRows = 8;  // of a tile
 inline constexpr int kFewRows = 1, kFewNarrowRows = 1;
 inline constexpr int kInputs = 2;
 struct Weights {
@@ -142,6 +142,7 @@ inline void arrange(int16_t*, int) {}
 
 #ifdef __AVXVNNI__
 #define FLASHLET_BYTE_PRODUCTS
+inline constexpr int kProductRows = 8;
 inline constexpr int kStripRows = 3, kHalfStripRows = 2;
 struct Quads {
     __m256i lo, hi;  // [8 outputs][4 inputs], unsigned
@@ -181,6 +182,8 @@ inline int32_t split_bytes(I32x16 first, I32x16 second, int8_t* out) {
 }
 inline I32x16 shift_right_4(I32x16 a) { return {_mm256_srai_epi32(a.lo, 4), _mm256_srai_epi32(a.hi, 4)}; }
 inline I32x16 shift_left_7(I32x16 a) { return {_mm256_slli_epi32(a.lo, 7), _mm256_slli_epi32(a.hi, 7)}; }
+#else
+inline constexpr int kProductRows = 6;
 #endif
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

@@ -77,7 +77,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-inline constexpr int kMaxRows = 16;  // of a tile
+inline constexpr int kProductRows = 8, kAttentionRows = 16;  // of a tile
 inline constexpr int kFewRows = 3, kFewNarrowRows = 4;
 inline constexpr int kInputs = 2;
 struct Weights {

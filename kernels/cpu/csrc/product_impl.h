@@ -92,7 +92,7 @@ void multiply_tile(const MatmulTask& task, int row) {
     }
 }
 
-template <template <int> class Body, int Rows = kMaxRows, class... Args>
+template <template <int> class Body, int Rows, class... Args>
 inline void dispatch_rows(int rows, const Args&... args) {
     if (rows == Rows) return Body<Rows>::run(args...);
     if constexpr (Rows > 1) dispatch_rows<Body, Rows - 1>(rows, args...);
@@ -126,8 +126,8 @@ void matmul(const PackedMatrix& w, const QuantizedRows& x, int rows, int begin, 
             float* out, int out_stride, ReadAhead read_ahead) {
     const MatmulTask task{w, x, begin, end, epilogue, out, out_stride, read_ahead};
     for (int row = 0; row < rows;) {
-        const RowTile tile = tile_of(row, rows, kMaxRows);
-        dispatch_rows<Tile>(tile.rows, task, row);
+        const RowTile tile = tile_of(row, rows, kProductRows);
+        dispatch_rows<Tile, kProductRows>(tile.rows, task, row);
         row += tile.rows;
     }
 }

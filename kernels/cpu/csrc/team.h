@@ -73,7 +73,7 @@ class Team {
         float* scales = alone ? worker.scales.data() : scales_.data();
         const auto quantize = [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
-                const RowTile tile = tile_of(row, rows, kernels_.max_rows);
+                const RowTile tile = tile_of(row, rows, kernels_.product_rows);
                 scales[row] =
                     inputs.quantize(row_of(row), stride,
                                     values + static_cast<size_t>(tile.first) * static_cast<size_t>(units),
