@@ -57,6 +57,16 @@ def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried(
     assert acceptance.survival(range(2)) == pytest.approx([0.6, 0.3], abs=0.01)
 
 
+def test_a_sequence_without_trials_believes_what_the_others_show() -> None:
+    shared = Acceptance(2, (0.5,), weight=1, decay=1.0, fading=0.5)
+    own = Acceptance(2, shared.rates, weight=1, decay=1.0, fading=0.5)
+    shared.record(0, hit=True)
+    assert (own.rate(0), own.rate(1)) == (0.75, 0.5)
+    assert own.survival(range(2)) == [0.75, 0.375]
+    shared.fade()
+    assert own.rate(0) == pytest.approx(2 / 3)
+
+
 def test_only_what_is_known_is_scored() -> None:
     acceptance = Acceptance(4, (0.5,), weight=1, decay=1.0, fading=1.0)
     acceptance.score(range(3), [1, 2, 3], [1, 2])
