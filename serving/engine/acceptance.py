@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import mul
 
 
 class Acceptance:
@@ -48,14 +50,7 @@ class Acceptance:
 
         Each succeeds, given those before it, as often as its index does.
         """
-        hits, trials, prior, weight, last = self._hits, self._trials, self._prior, self._weight, self._last
-        survival: list[float] = []
-        alive = 1.0
-        for index in indices:
-            at = index if index < last else last
-            alive *= (hits[at] + weight * prior[at]) / (trials[at] + weight)
-            survival.append(alive)
-        return survival
+        return [*accumulate(map(self.rate, indices), mul)]
 
     def score(self, indices: Iterable[int], proposed: Sequence[int], actual: Sequence[int]) -> None:
         """Count the proposals up to the first wrong one, as far as it is known what came."""

@@ -144,7 +144,7 @@ static inline VisibleRange visible_range(const AttentionTile& tile) {
 
 struct KernelTable {
     const char* name;
-    int product_rows, attention_rows;  // of a tile, at most kMaxTile
+    int product_rows, attention_rows;  // of a tile, at most kMaxTile; found by measuring
     // So many leave a processor time to ask for memory by itself: of any width, and of at most kNarrowRow.
     int few_rows, few_narrow_rows;
 
