@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from operator import mul
 
@@ -13,37 +13,34 @@ class Acceptance:
     A rate is that of the decayed counts and of `weight` imagined trials that went as `prior` says.
     """
 
-    def __init__(self, size: int, prior: Sequence[float], weight: float, decay: float, fading: float) -> None:
-        """`prior`: rates by index, of which the last one holds for all beyond; those of another Acceptance
-        are looked at again each time.
-        """
-        self._last = size - 1
+    def __init__(
+        self, size: int, prior: Callable[[int], float], weight: float, decay: float, fading: float
+    ) -> None:
+        """`prior`: rate by index, asked each time; it may be that of another Acceptance."""
+        self.size = size
         self._trials = [0.0] * size
         self._hits = [0.0] * size
-        self._prior = prior if len(prior) >= size else [*prior, *[prior[-1]] * (size - len(prior))]
+        self._prior = prior
         self._weight = weight
         self._decay = decay  # of the counts, per trial
         self._fading = fading  # of the counts, per step in which nothing is tried
-        self.rates = [*self._prior[:size]]  # as they were when something was last counted
 
     def rate(self, index: int) -> float:
         """Probability of success for `index`; the last one holds for all beyond."""
-        index = min(index, self._last)
-        hits = self._hits[index] + self._weight * self._prior[index]
+        index = min(index, self.size - 1)
+        hits = self._hits[index] + self._weight * self._prior(index)
         return hits / (self._trials[index] + self._weight)
 
     def record(self, index: int, *, hit: bool) -> None:
         """Count one trial."""
-        index = min(index, self._last)
+        index = min(index, self.size - 1)
         self._trials[index] = self._trials[index] * self._decay + 1
         self._hits[index] = self._hits[index] * self._decay + hit
-        self.rates[index] = self.rate(index)
 
     def fade(self) -> None:
         """Trust the counts a little less, so that what failed is tried again some time."""
         self._trials = [count * self._fading for count in self._trials]
         self._hits = [count * self._fading for count in self._hits]
-        self.rates[:] = map(self.rate, range(len(self.rates)))
 
     def survival(self, indices: Iterable[int]) -> list[float]:
         """Probabilities that the first, the first two, ... of some proposals are right.

@@ -7,7 +7,7 @@ it is the token that the sampler chooses, so that outputs do not depend on it.
 from __future__ import annotations
 
 from collections import abc
-from itertools import accumulate, count
+from itertools import accumulate, count, repeat
 
 from flashlet.kernels.cpu import TokenHistory
 from flashlet.model.step import DraftRequest, SliceOutput
@@ -23,7 +23,7 @@ MAX_MATCH: int = TokenHistory.MAX_MATCH  # longest match that n-grams tell from 
 MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
 MODEL_PRIOR = (0.55,)  # by position
 CONFIDENCES = 10  # parts of 0 .. 1 that are told apart
-CONFIDENCE_PRIOR = tuple((part + 0.5) / CONFIDENCES for part in range(CONFIDENCES))  # the draft model's word
+CONFIDENCE_PRIOR = tuple((part + 0.5) / CONFIDENCES for part in range(CONFIDENCES))  # as sure as it says
 MATCH_PRIOR = (0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8)  # by length of the match
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
@@ -230,12 +230,13 @@ class Drafter:
 
 def _shared_acceptance(size: int, prior: abc.Sequence[float]) -> Acceptance:
     """Of all sequences together, which is what is believed about a new one."""
-    return Acceptance(size, prior, weight=8, decay=0.995, fading=0.999)
+    known = [*prior, *repeat(prior[-1], size - len(prior))]
+    return Acceptance(size, known.__getitem__, weight=8, decay=0.995, fading=0.999)
 
 
 def _own_acceptance(shared: Acceptance, weight: float, decay: float, fading: float) -> Acceptance:
     """Of one sequence."""
-    return Acceptance(len(shared.rates), shared.rates, weight, decay, fading)
+    return Acceptance(shared.size, shared.rate, weight, decay, fading)
 
 
 def _load(parts: abc.Sequence[Part]) -> int:

@@ -116,12 +116,14 @@ struct QuadGroups {
                                                 F32x16* acc) {
         const uint8_t* weights = cell + weights_at(group);
         const uint16_t* scales = reinterpret_cast<const uint16_t*>(cell + scales_at(group));
-        if constexpr (Rows <= kFewNarrowRows) {
+        static_assert(kFewRows <= kStripRows, "sums of more rows would not fit the registers");
+        if constexpr (Rows <= kFewRows) {
             // Memory is what they wait for, and prefetchers follow ascending addresses: weights, then scales.
             I32x16 sums[Rows];
             multiply_strip<Rows>(weights, x, sums);
             asm volatile("" ::: "memory");
             const F32x16 scale = load_half(scales);
+#pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) acc[r] = fma(to_float(sums[r]), scale, acc[r]);
         } else {
             multiply_strips<Rows>(weights, load_half(scales), x, acc);

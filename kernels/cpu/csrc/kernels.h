@@ -9,14 +9,13 @@ namespace flashlet {
 
 // Functions are static here: the linker must not take one from a file compiled for a newer processor.
 
-inline constexpr int kLanes = 16;    // floats per vector, outputs per panel
-inline constexpr int kGroup = 32;    // inputs that share a weight scale
-inline constexpr int kBlock = 32;    // tokens per KV block
-inline constexpr int kSpan = 8;      // KV blocks whose attention is summed up on its own
-inline constexpr int kMaxTile = 16;  // most rows that one pass over a panel serves, on any instruction set
+inline constexpr int kLanes = 16;           // floats per vector, outputs per panel
+inline constexpr int kGroup = 32;           // inputs that share a weight scale
+inline constexpr int kBlock = 32;           // tokens per KV block
+inline constexpr int kSpan = 8;             // KV blocks whose attention is summed up on its own
+inline constexpr int kMaxTile = 16;         // most rows of an attention tile, on any instruction set
 inline constexpr int kMaxQuantized = 4095;  // 32 * 127 * 4095 < 2^24: group sums are exact in int32 and float
 inline constexpr int kMaxByte = 127;        // of activations beside weights of 4 bits
-inline constexpr int kNarrowRow = 2048;     // bytes of integers: four such leave room for weights in a cache
 
 // In the weight file, one group of one panel: 16 binary16 scales, then int8 weights [16 input pairs][16
 // outputs][2 inputs]. Of 4 bits: weight + 8, those of even pairs in the low halves of bytes [8][16][2], of
@@ -144,9 +143,8 @@ static inline VisibleRange visible_range(const AttentionTile& tile) {
 
 struct KernelTable {
     const char* name;
-    int product_rows, attention_rows;  // of a tile, at most kMaxTile; found by measuring
-    // So many leave a processor time to ask for memory by itself: of any width, and of at most kNarrowRow.
-    int few_rows, few_narrow_rows;
+    int product_rows, attention_rows;  // of a tile
+    int few_rows;                      // so many leave a processor time to ask for memory by itself
 
     // y[i] = x[i] / rms(x) * weight[i]; n real values, buffers padded to a multiple of 16 with zeros.
     void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);

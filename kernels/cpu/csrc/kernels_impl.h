@@ -8,12 +8,13 @@
 
 namespace flashlet::FLASHLET_ISA {
 
+static_assert(kAttentionRows <= kMaxTile);
+
 inline constexpr KernelTable make_table(const char* name) {
     return {name,
             kProductRows,
             kAttentionRows,
             kFewRows,
-            kFewNarrowRows,
             rms_norm,
             quantize<kMaxQuantized>,
             {Groups::quantize, Groups::kRowUnits},

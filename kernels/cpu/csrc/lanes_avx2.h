@@ -113,7 +113,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
 }
 
 inline constexpr int kAttentionRows = 8;  // of a tile
-inline constexpr int kFewRows = 1, kFewNarrowRows = 1;
+inline constexpr int kFewRows = 1;
 inline constexpr int kInputs = 2;
 struct Weights {
     __m256i lo, hi;  // [8 outputs][2 inputs] as int16

@@ -78,7 +78,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
 }
 
 inline constexpr int kProductRows = 8, kAttentionRows = 16;  // of a tile
-inline constexpr int kFewRows = 3, kFewNarrowRows = 4;
+inline constexpr int kFewRows = 4;
 inline constexpr int kInputs = 2;
 struct Weights {
     __m512i v;  // [16 outputs][2 inputs] as int16

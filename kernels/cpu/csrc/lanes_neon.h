@@ -166,7 +166,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
 // SDOT multiplies bytes, so that the 13 bits of an activation are split: q = 128 hi + lo with lo in 0 .. 127
 // and hi in -32 .. 31.
 inline constexpr int kProductRows = 6, kAttentionRows = 6;  // of a tile
-inline constexpr int kFewRows = 1, kFewNarrowRows = 1;
+inline constexpr int kFewRows = 1;
 inline constexpr int kInputs = 4;
 struct Weights {
     int8x16_t v[4];  // [4 outputs][4 inputs] each

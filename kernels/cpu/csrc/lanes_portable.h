@@ -187,7 +187,7 @@ inline void store_half(uint16_t* p, F32x16 a) {
 
 // Weights of kInputs inputs x 16 outputs, one step of a panel.
 inline constexpr int kProductRows = 4, kAttentionRows = 4;  // of a tile
-inline constexpr int kFewRows = 1, kFewNarrowRows = 1;
+inline constexpr int kFewRows = 1;
 inline constexpr int kInputs = 2;
 struct Weights {
     const int8_t* p;  // [16 outputs][2 inputs]

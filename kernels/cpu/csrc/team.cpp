@@ -11,7 +11,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kHeadStart = size_t{1} << 17;  // bytes per thread: a part of its second-level cache
 constexpr size_t kLine = 64;
-constexpr int kLargestChunk = 32;  // panels
+constexpr size_t kLargestChunk = 320 << 10;  // bytes: tiles of rows find them in the second-level cache
 
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
@@ -59,11 +59,11 @@ void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     worker.mark = now;
 }
 
-// Four or more chunks per thread, in whole units, none larger than the second-level cache; as many for each
-// thread, if that can be.
+// Four or more chunks per thread, in whole units, as many for each thread, if that can be.
 int Team::chunk_of(const PackedMatrix& w) const {
-    const int units =
-        std::clamp(w.panels / (4 * w.unit * pool_.size()), 1, std::max(1, kLargestChunk / w.unit));
+    const auto unit_bytes = static_cast<size_t>(w.unit) * w.panel_bytes();
+    const int units = std::clamp(w.panels / (4 * w.unit * pool_.size()), 1,
+                                 std::max(1, static_cast<int>(kLargestChunk / unit_bytes)));
     const int largest = units * w.unit;
     for (int chunk = largest; 2 * chunk >= largest; chunk -= w.unit) {
         if (w.panels % (chunk * pool_.size()) == 0) return chunk;

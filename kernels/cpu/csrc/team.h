@@ -121,6 +121,7 @@ class Team {
     static constexpr int kPrivateRows = 6;
     static constexpr size_t kLargePart =
         3 << 17;  // bytes; a smaller one ends before a processor reads ahead well
+    static constexpr int kFewRowsBytes = 10 << 10;  // of integers, which leave weights room in a first cache
 
     int chunk_of(const PackedMatrix& w) const;  // panels that a thread multiplies at once
 
@@ -129,8 +130,9 @@ class Team {
 
     // Whether a product need ask memory only for the beginnings of pages.
     bool pages_suffice(const PackedMatrix& w, const QuantizedRows& x, int rows) const {
-        const bool narrow = x.stride * static_cast<int>(sizeof *x.values) <= kNarrowRow;
-        return reads_pages_ahead_ && rows <= (narrow ? kernels_.few_narrow_rows : kernels_.few_rows) &&
+        const int row_bytes = x.stride * static_cast<int>(sizeof *x.values);
+        return reads_pages_ahead_ && rows <= kernels_.few_rows &&
+               (rows <= 2 || rows * row_bytes <= kFewRowsBytes) &&
                w.bytes() / static_cast<size_t>(size()) >= kLargePart;
     }
     size_t input_units(const TeamLimits& limits) const {

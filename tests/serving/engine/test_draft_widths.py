@@ -44,8 +44,12 @@ def test_no_other_widths_are_better(seed: int) -> None:
     assert rate(best_widths(curves, 3, costs.__getitem__, 99)) == pytest.approx(max(map(rate, every)))
 
 
+def _constant(rate: float) -> Acceptance:
+    return Acceptance(9, lambda _: rate, weight=1, decay=1.0, fading=1.0)
+
+
 def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried() -> None:
-    acceptance = Acceptance(3, (0.6, 0.5), weight=3, decay=0.9, fading=0.9)
+    acceptance = Acceptance(3, (0.6, 0.5, 0.5).__getitem__, weight=3, decay=0.9, fading=0.9)
     assert acceptance.survival(range(3)) == pytest.approx([0.6, 0.3, 0.15])
     for _ in range(50):
         acceptance.score(range(3), [1, 2, 3], [1, 9, 3])
@@ -58,17 +62,20 @@ def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried(
 
 
 def test_a_sequence_without_trials_believes_what_the_others_show() -> None:
-    shared = Acceptance(2, (0.5,), weight=1, decay=1.0, fading=0.5)
-    own = Acceptance(2, shared.rates, weight=1, decay=1.0, fading=0.5)
+    shared = Acceptance(2, lambda _: 0.5, weight=1, decay=1.0, fading=0.5)
+    own = Acceptance(2, shared.rate, weight=1, decay=1.0, fading=0.5)
     shared.record(0, hit=True)
     assert (own.rate(0), own.rate(1)) == (0.75, 0.5)
     assert own.survival(range(2)) == [0.75, 0.375]
     shared.fade()
     assert own.rate(0) == pytest.approx(2 / 3)
+    own.record(0, hit=False)
+    shared.record(0, hit=True)
+    assert (own.rate(0), shared.rate(0)) == (pytest.approx(0.4), pytest.approx(0.8))
 
 
 def test_only_what_is_known_is_scored() -> None:
-    acceptance = Acceptance(4, (0.5,), weight=1, decay=1.0, fading=1.0)
+    acceptance = Acceptance(4, lambda _: 0.5, weight=1, decay=1.0, fading=1.0)
     acceptance.score(range(3), [1, 2, 3], [1, 2])
     assert [acceptance.rate(i) for i in range(3)] == [0.75, 0.75, 0.5]
 
@@ -78,9 +85,7 @@ def test_chance_matches_do_not_keep_the_draft_model_from_being_asked(
     num_drafted: int, uses_match: bool
 ) -> None:
     """It has proposed nothing, as it was not asked; what it mostly gives is worth more than the match."""
-    by_position, by_confidence, by_match = (
-        Acceptance(9, (rate,), weight=1, decay=1.0, fading=1.0) for rate in (0.8, 0.8, 0.02)
-    )
+    by_position, by_confidence, by_match = (_constant(rate) for rate in (0.8, 0.8, 0.02))
     draft = SequenceDraft(by_position, by_confidence, by_match)
     draft.match = Match(2, [1, 2, 3])
     sequence: Any = SimpleNamespace(stop_token_ids=())
@@ -93,9 +98,7 @@ def test_a_match_is_taken_where_it_promises_clearly_more_than_the_draft_model(
     chance_of_match: float, uses_match: bool
 ) -> None:
     """The model's proposals, each right in half of the cases, know of the match already."""
-    by_position, by_confidence, by_match = (
-        Acceptance(9, (rate,), weight=1, decay=1.0, fading=1.0) for rate in (0.5, 0.5, chance_of_match)
-    )
+    by_position, by_confidence, by_match = (_constant(rate) for rate in (0.5, 0.5, chance_of_match))
     draft = SequenceDraft(by_position, by_confidence, by_match)
     draft.match, draft.model_tokens, draft.confidences = Match(2, [1, 2]), (3, 4), [5, 5]
     sequence: Any = SimpleNamespace(stop_token_ids=())
