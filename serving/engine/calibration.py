@@ -16,7 +16,7 @@ from flashlet.serving.engine.step_costs import StepCosts
 
 logger = logging.getLogger(__name__)
 
-ROWS = (1, 4, 8, 16, 2, 3, 5, 6, 12, 32)  # the coarse picture first
+ROWS = (1, 4, 8, 16, 2, 3, 5, 6, 9, 12, 32)  # the coarse picture first; tiles of eight end in a stair
 REPEATS = 2  # of everything, while others may wait
 FURTHER_REPEATS = 4  # while nobody does: of few measurements one that was disturbed counts too much
 # Large caches learn slowly what is read again and again: it takes about a hundred steps until one is as fast
