@@ -231,12 +231,12 @@ class Drafter:
 def _shared_acceptance(size: int, prior: abc.Sequence[float]) -> Acceptance:
     """Of all sequences together, which is what is believed about a new one."""
     known = [*prior, *repeat(prior[-1], size - len(prior))]
-    return Acceptance(size, known.__getitem__, weight=8, decay=0.995, fading=0.999)
+    return Acceptance(known, weight=8, decay=0.995, fading=0.999)
 
 
 def _own_acceptance(shared: Acceptance, weight: float, decay: float, fading: float) -> Acceptance:
     """Of one sequence."""
-    return Acceptance(shared.size, shared.rate, weight, decay, fading)
+    return Acceptance(shared.rates, weight, decay, fading)
 
 
 def _load(parts: abc.Sequence[Part]) -> int:

@@ -45,11 +45,11 @@ def test_no_other_widths_are_better(seed: int) -> None:
 
 
 def _constant(rate: float) -> Acceptance:
-    return Acceptance(9, lambda _: rate, weight=1, decay=1.0, fading=1.0)
+    return Acceptance([rate] * 9, weight=1, decay=1.0, fading=1.0)
 
 
 def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried() -> None:
-    acceptance = Acceptance(3, (0.6, 0.5, 0.5).__getitem__, weight=3, decay=0.9, fading=0.9)
+    acceptance = Acceptance((0.6, 0.5, 0.5), weight=3, decay=0.9, fading=0.9)
     assert acceptance.survival(range(3)) == pytest.approx([0.6, 0.3, 0.15])
     for _ in range(50):
         acceptance.score(range(3), [1, 2, 3], [1, 9, 3])
@@ -62,8 +62,8 @@ def test_acceptance_follows_the_latest_trials_and_forgets_when_nothing_is_tried(
 
 
 def test_a_sequence_without_trials_believes_what_the_others_show() -> None:
-    shared = Acceptance(2, lambda _: 0.5, weight=1, decay=1.0, fading=0.5)
-    own = Acceptance(2, shared.rate, weight=1, decay=1.0, fading=0.5)
+    shared = Acceptance((0.5, 0.5), weight=1, decay=1.0, fading=0.5)
+    own = Acceptance(shared.rates, weight=1, decay=1.0, fading=0.5)
     shared.record(0, hit=True)
     assert (own.rate(0), own.rate(1)) == (0.75, 0.5)
     assert own.survival(range(2)) == [0.75, 0.375]
@@ -75,7 +75,7 @@ def test_a_sequence_without_trials_believes_what_the_others_show() -> None:
 
 
 def test_only_what_is_known_is_scored() -> None:
-    acceptance = Acceptance(4, lambda _: 0.5, weight=1, decay=1.0, fading=1.0)
+    acceptance = Acceptance([0.5] * 4, weight=1, decay=1.0, fading=1.0)
     acceptance.score(range(3), [1, 2, 3], [1, 2])
     assert [acceptance.rate(i) for i in range(3)] == [0.75, 0.75, 0.5]
 
