@@ -25,6 +25,8 @@ MODEL_PRIOR = (0.55,)  # by position
 CONFIDENCES = 10  # parts of 0 .. 1 that are told apart
 CONFIDENCE_PRIOR = tuple((part + 0.5) / CONFIDENCES for part in range(CONFIDENCES))  # as sure as it says
 MATCH_PRIOR = (0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8)  # by length of the match
+VAIN = 16  # steps in a row in which nothing was proposed or drafted, after which only
+RARELY = 4  # every fourth is planned: with many sequences planning takes a hundredth of a step
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
@@ -41,6 +43,7 @@ class Drafter:
         self.costs = costs
         self._comparisons: dict[int, LiveComparison] = {}  # by load: what pays alone may not pay in company
         self._last_load = 1
+        self._vain: dict[int, int] = {}  # by load: steps in a row in which nothing was proposed or drafted
         self._max_model_tokens = max_model_tokens
         self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
         self._by_confidence = _shared_acceptance(CONFIDENCES, CONFIDENCE_PRIOR)
@@ -66,7 +69,9 @@ class Drafter:
                     part.sequence.draft.forget()
             return
         # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
-        pays = _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
+        vain = self._vain.get(self._last_load, 0)
+        due = vain < VAIN or vain % RARELY == 0
+        pays = due and _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
         if pays and phase is not Phase.PLAIN:
             self._propose(
                 [part for part in parts if part.decodes and part.may_propose],
@@ -75,6 +80,9 @@ class Drafter:
             )
         if self._max_model_tokens and self.costs.drafts_known:
             self._request_drafts(parts, phase if pays else Phase.WIND_DOWN)
+        if phase is Phase.SPECULATE:
+            used = any(part.proposed or (part.draft and part.draft.num_tokens) for part in parts)
+            self._vain[self._last_load] = 0 if used else vain + 1
 
     def learn(self, part: Part, output: SliceOutput) -> None:
         """Compare proposals with what came; keep those for the next step."""

@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from flashlet.model.sampling import SamplingParams
+from flashlet.serving.engine import drafting
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest
+from flashlet.serving.engine.sequence_draft import SequenceDraft
 
 ROUNDS = 24
 Speculating = Callable[..., Engine]
@@ -72,6 +74,31 @@ def test_a_useless_draft_is_asked_no_longer(toy: SimpleNamespace, speculating: S
     asked = [bool(step.slices[0].draft and step.slices[0].draft.num_tokens) for step in executor.steps]
     assert any(asked[:5]) and sum(asked) < 30
     assert any(step.slices[0].draft is None for step in executor.steps)
+
+
+def test_what_paid_for_no_one_is_looked_for_less_often(
+    toy: SimpleNamespace, speculating: Speculating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning in vain takes time of every step; what has begun to pay is found all the same."""
+    engine = speculating(toy.engine(toy.Executor(num_blocks=96, context_length=360), draft="ngram"))
+    row_ms, looks = [1e6], [0]
+    monkeypatch.setattr(engine.scheduler.drafter.costs, "ms", lambda rows: 1e6 + row_ms[0] * (rows - 1))
+    look_up = SequenceDraft.look_up
+
+    def counted(draft: SequenceDraft, sequence: Sequence[int], count: int) -> None:
+        looks[0] += 1
+        row_ms[0] = 1e6 if looks[0] < 40 else 0.0
+        look_up(draft, sequence, count)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SequenceDraft, "look_up", counted)
+    monkeypatch.setattr(drafting, "NEARLY_SURE", 9.0)  # or it would not even be looked for
+    engine.submit(request(b"abcabcabcabc", 300))
+    for _ in range(100):
+        engine.step()
+    assert 30 < looks[0] < 40 and engine.stats().draft_tokens == 0
+    while engine.has_work:
+        engine.step()
+    assert engine.stats().accepted_tokens > 0
 
 
 def test_requests_may_come_while_costs_are_measured(toy: SimpleNamespace) -> None:
