@@ -17,7 +17,7 @@ from flashlet.model.weight_cache import load_int8
 
 NUMERICS = Path(__file__).parents[2] / "docs" / "numerics.md"
 # If the text alone has changed, record its new hash. If results change, raise NUMERICS_VERSION first.
-TEXTS = {1: "ba17fcc3817c97e1390fb7d0d76f0102516b412b0bf4490c55549d00c3d24bcc"}
+TEXTS = {1: "b84587177e2c3d6608872883be5de1aa9f06a29e50523b76c7fb3a276c2334f7"}
 INT8 = ExecutorOptions()
 FP32 = ExecutorOptions(weights="fp32", kv_dtype="fp32")
 

@@ -62,6 +62,7 @@ struct QuantizedRows {
     const int16_t* values;
     const float* scales;  // [rows]
     int stride;           // a multiple of InputFormat::group_units
+    bool coarse = false;  // by KernelTable::coarse_inputs
 };
 
 // How the rows of a product are quantized.
@@ -158,6 +159,14 @@ struct KernelTable {
     const InputFormat& inputs_of(WeightFormat format) const {
         return format == WeightFormat::kInt8 ? inputs : half_byte_inputs;
     }
+
+    // Beside weights of 8 bits at half the cost: the integers of `inputs`, rounded to 8 bits with a scale for
+    // each group. quantize is null where that would not be faster.
+    InputFormat coarse_inputs;
+
+    // So much at most, times the norm of an output's weights, lies between that output of a row of n floats
+    // by coarse inputs and by exact ones, rounding included (Cauchy and Schwarz).
+    float (*coarse_error)(const float* x, int n);
 
     // Copies a matrix into the layout that `matmul` reads, of the same size.
     void (*arrange)(const PackedMatrix& w, uint8_t* out);

@@ -19,6 +19,8 @@ inline constexpr KernelTable make_table(const char* name) {
             quantize<kMaxQuantized>,
             {Groups::quantize, Groups::kRowUnits},
             {Groups::quantize_bytes, Groups::kByteRowUnits},
+            kCoarseInputs,
+            kCoarseError,
             arrange_matrix,
             matmul,
             rope,

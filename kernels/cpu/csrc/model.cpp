@@ -46,6 +46,7 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
                false),
       decoder_(team_, shape, weights_, weights_.head, {kv_pool_.data(), block_bytes_, limits.kv_format},
                limits.max_rows),
+      coarse_head_(team_, weights.head, weights_.head, shape.vocab_size),
       head_chunk_(team_.chunk_of(weights_.head)) {
     peaks_.resize(kLogitRows * chunks_of_head());
     residual_.resize(static_cast<size_t>(limits.max_rows) * static_cast<size_t>(hidden_));
@@ -132,10 +133,13 @@ void Model::logits(Worker& worker) {
     const PackedMatrix* next = drafting_ ? draft_->first_matrix() : decoder_.first_matrix(0);
     for (int first = 0; first < total; first += kLogitRows) {
         const int rows = std::min(kLogitRows, total - first);
-        const QuantizedRows x = team_.quantized(worker, weights_.head, rows, hidden_, [&](int i) {
+        const auto row_of = [&](int i) {
             return residual(worker, shape_.num_layers + 1,
                             plan_->logit_rows[static_cast<size_t>(first + i)].row);
-        });
+        };
+        const bool coarse = coarse_head_.pays(rows) && only_largest(first, rows);
+        const QuantizedRows x = coarse ? team_.coarsely_quantized(worker, rows, hidden_, row_of)
+                                       : team_.quantized(worker, weights_.head, rows, hidden_, row_of);
         team_.product(worker, weights_.head, x, rows, Epilogue::kStore, logits_.data(), padded_vocab_,
                       Stage::kHead, next, [&](int begin, int end) { note_peaks(rows, begin, end); });
         team_.each(worker, rows, 1, [&](int begin, int end) {
@@ -148,12 +152,20 @@ void Model::logits(Worker& worker) {
                 }
                 LogitRow& item = plan_->logit_rows[static_cast<size_t>(first + i)];
                 if (item.sampled && first + i > wrong_[static_cast<size_t>(item.slice)]) continue;
-                answer(worker, item, i);
+                answer(worker, item, i, coarse);
                 check_proposal(first + i);
             }
         });
         team_.finish(worker, Stage::kSample, next);
     }
+}
+
+// Whether the largest logit is all that anybody asks of these rows.
+bool Model::only_largest(int first, int rows) const {
+    const auto begin = plan_->logit_rows.begin() + first;
+    return logits_out_ == nullptr && std::all_of(begin, begin + rows, [](const LogitRow& item) {
+               return item.sampled && item.top < 0 && item.params->greedy() && !item.params->adjusts();
+           });
 }
 
 // Of the logits of panels [begin, end), while they are in the cache of the thread that multiplied them.
@@ -179,8 +191,14 @@ int32_t Model::best_token(int row) const {
     return found < 0 ? found : first + found;
 }
 
-void Model::answer(Worker& worker, LogitRow& item, int row) {
-    const float* logits = logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(padded_vocab_);
+void Model::answer(Worker& worker, LogitRow& item, int row, bool coarse) {
+    float* logits = logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(padded_vocab_);
+    if (coarse) {
+        const float* peaks = peaks_.data() + static_cast<size_t>(row) * chunks_of_head();
+        item.target = coarse_head_.best(worker, residual(worker, shape_.num_layers + 1, item.row), logits,
+                                        peaks, best_token(row));
+        return;
+    }
     if (item.sampled) item.target = worker.sampler->sample(logits, *item.params, best_token(row));
     if (item.top >= 0 && item.target >= 0)
         item.logprobs = worker.sampler->logprobs(logits, item.target, item.top);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "coarse_head.h"
 #include "decoder.h"
 #include "draft.h"
 #include "step_plan.h"
@@ -46,12 +47,13 @@ class Model {
     void keep_features(Worker& worker, int layers);
     const float* residual(Worker& worker, int layers, int row);
     void logits(Worker& worker);
+    bool only_largest(int first, int rows) const;
     void note_peaks(int rows, int begin, int end);
     int32_t best_token(int row) const;
     size_t chunks_of_head() const {
         return static_cast<size_t>((weights_.head.panels + head_chunk_ - 1) / head_chunk_);
     }
-    void answer(Worker& worker, LogitRow& item, int row);
+    void answer(Worker& worker, LogitRow& item, int row, bool coarse);
     void check_proposal(int index);
 
     const KernelTable& kernels_;
@@ -63,6 +65,7 @@ class Model {
     const ModelWeights weights_;
     Pages kv_pool_;
     Decoder decoder_;
+    const CoarseHead coarse_head_;
     std::unique_ptr<Draft> draft_;
     std::vector<float> residual_, logits_;
     const int head_chunk_;      // panels that a thread multiplies at once

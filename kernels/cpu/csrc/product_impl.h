@@ -1,7 +1,7 @@
 // Rows of integers times panels of int8 or 4-bit weights.
 #pragma once
 
-#include "groups_impl.h"
+#include "coarse_impl.h"
 
 namespace flashlet::FLASHLET_ISA {
 
@@ -101,7 +101,9 @@ inline void dispatch_rows(int rows, const Args&... args) {
 template <int Rows>
 struct Tile {
     static void run(const MatmulTask& task, int row) {
-        if (task.w.format == WeightFormat::kInt8) {
+        if (task.x.coarse) {
+            multiply_tile<CoarseGroups, Rows>(task, row);
+        } else if (task.w.format == WeightFormat::kInt8) {
             multiply_tile<Groups, Rows>(task, row);
         } else {
             multiply_tile<HalfByteGroups<Groups>, Rows>(task, row);

@@ -38,12 +38,8 @@ int32_t Sampler::best(const float* logits) const {
 int32_t Sampler::sample(const float* logits, const SampleParams& params, int32_t best) {
     drawn_.clear();
     if (best < 0) return -1;
-    const bool penalized = params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f ||
-                           params.repetition_penalty != 1.0f;
-    const bool adjusted =
-        penalized || !params.logit_bias.empty() || !params.suppressed.empty() || !params.allowed.empty();
-    const bool greedy = params.temperature < kGreedyBelow;
-    const bool filtered = !greedy && (params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0);
+    const bool adjusted = params.adjusts();
+    const bool filtered = !params.greedy() && (params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0);
     if (adjusted || filtered) {
         std::copy(logits, logits + padded_, row_.begin());
         logits = row_.data();
@@ -52,7 +48,7 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params, int32_t
         adjust(params);
         best = kernels_.argmax(logits, padded_);
     }
-    if (best < 0 || greedy) return best;
+    if (best < 0 || params.greedy()) return best;
     const auto position = static_cast<uint64_t>(params.position);
     if (!filtered)
         return kernels_.gumbel_argmax(logits, ids_, padded_, best, params.temperature, params.seed, position);

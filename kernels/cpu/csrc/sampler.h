@@ -29,6 +29,15 @@ struct SampleParams {
     std::vector<int32_t> suppressed;
     std::vector<uint32_t> allowed;  // bitmap; empty: all tokens
     int logprobs = -1;              // -1: none
+
+    bool greedy() const { return temperature < kGreedyBelow; }
+    bool penalizes() const {
+        return presence_penalty != 0.0f || frequency_penalty != 0.0f || repetition_penalty != 1.0f;
+    }
+    // Whether logits are changed before any is chosen.
+    bool adjusts() const {
+        return penalizes() || !logit_bias.empty() || !suppressed.empty() || !allowed.empty();
+    }
 };
 
 struct Logprobs {

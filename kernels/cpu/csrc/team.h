@@ -66,8 +66,17 @@ class Team {
     // kGroup. A few rows are quantized by each thread for itself, which costs less than a barrier.
     template <class RowOf>
     QuantizedRows quantized(Worker& worker, const PackedMatrix& w, int rows, int stride, RowOf&& row_of) {
+        return quantized(worker, kernels_.inputs_of(w.format), rows, stride, row_of);
+    }
+    template <class RowOf>
+    QuantizedRows coarsely_quantized(Worker& worker, int rows, int stride, RowOf&& row_of) {
+        QuantizedRows result = quantized(worker, kernels_.coarse_inputs, rows, stride, row_of);
+        result.coarse = true;
+        return result;
+    }
+    template <class RowOf>
+    QuantizedRows quantized(Worker& worker, const InputFormat& inputs, int rows, int stride, RowOf&& row_of) {
         const bool alone = rows <= kPrivateRows;
-        const InputFormat& inputs = kernels_.inputs_of(w.format);
         const int units = stride / kGroup * inputs.group_units;
         int16_t* values = alone ? worker.quantized.data() : quantized_.data();
         float* scales = alone ? worker.scales.data() : scales_.data();
@@ -136,7 +145,8 @@ class Team {
                w.bytes() / static_cast<size_t>(size()) >= kLargePart;
     }
     size_t input_units(const TeamLimits& limits) const {
-        const int units = std::max(kernels_.inputs.group_units, kernels_.half_byte_inputs.group_units);
+        const int units = std::max({kernels_.inputs.group_units, kernels_.half_byte_inputs.group_units,
+                                    kernels_.coarse_inputs.group_units});
         return static_cast<size_t>(limits.width / kGroup * units);
     }
 
