@@ -25,8 +25,9 @@ MODEL_PRIOR = (0.55,)  # by position
 CONFIDENCES = 10  # parts of 0 .. 1 that are told apart
 CONFIDENCE_PRIOR = tuple((part + 0.5) / CONFIDENCES for part in range(CONFIDENCES))  # as sure as it says
 MATCH_PRIOR = (0.0, 0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.7, 0.8)  # by length of the match
-VAIN = 16  # steps in a row in which nothing was proposed or drafted, after which only
-RARELY = 4  # every fourth is planned: with many sequences planning takes a hundredth of a step
+MANY = 8  # sequences in a step, whose proposals take a hundredth of it to plan
+VAIN = 16  # such steps in a row without proposals and drafts, after which planning is left out
+RARELY = 4  # but in every fourth step
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
@@ -43,7 +44,7 @@ class Drafter:
         self.costs = costs
         self._comparisons: dict[int, LiveComparison] = {}  # by load: what pays alone may not pay in company
         self._last_load = 1
-        self._vain: dict[int, int] = {}  # by load: steps in a row in which nothing was proposed or drafted
+        self._vain: dict[int, int] = {}  # by load: decode steps in a row without proposals and drafts
         self._max_model_tokens = max_model_tokens
         self._by_position = _shared_acceptance(max(1, max_model_tokens), MODEL_PRIOR)
         self._by_confidence = _shared_acceptance(CONFIDENCES, CONFIDENCE_PRIOR)
@@ -61,7 +62,8 @@ class Drafter:
         """Decide proposals and draft requests of a step that has room for `free_rows` more rows."""
         self._last_load = _load(parts)
         phase = self.comparison.phase if self.costs.known else Phase.OFF
-        if phase in (Phase.WIND_DOWN, Phase.PLAIN) and not all(part.decodes for part in parts):
+        only_decodes = all(part.decodes for part in parts)
+        if phase in (Phase.WIND_DOWN, Phase.PLAIN) and not only_decodes:
             phase = Phase.SPECULATE  # what such a step takes proves nothing
         if phase is Phase.OFF:
             for part in parts:
@@ -70,7 +72,7 @@ class Drafter:
             return
         # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
         vain = self._vain.get(self._last_load, 0)
-        due = vain < VAIN or vain % RARELY == 0
+        due = len(parts) < MANY or not only_decodes or vain < VAIN or vain % RARELY == 0
         pays = due and _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
         if pays and phase is not Phase.PLAIN:
             self._propose(
@@ -79,8 +81,8 @@ class Drafter:
                 free_rows,
             )
         if self._max_model_tokens and self.costs.drafts_known:
-            self._request_drafts(parts, phase if pays else Phase.WIND_DOWN)
-        if phase is Phase.SPECULATE:
+            self._request_drafts(parts, phase, pays=pays)
+        if phase is Phase.SPECULATE and only_decodes:
             used = any(part.proposed or (part.draft and part.draft.num_tokens) for part in parts)
             self._vain[self._last_load] = 0 if used else vain + 1
 
@@ -147,11 +149,11 @@ class Drafter:
         limit = sequence.max_tokens - sequence.num_output_tokens - 1
         return draft.best(sequence, limit, num_drafted, promise, margin)
 
-    def _request_drafts(self, parts: abc.Sequence[Part], phase: Phase) -> None:
+    def _request_drafts(self, parts: abc.Sequence[Part], phase: Phase, *, pays: bool) -> None:
         """Ask the draft model for proposals for the next step where they should pay, or else to follow."""
         sampling = [part for part in parts if part.samples]
         widths, least = [0] * len(sampling), 0.0
-        if phase is Phase.SPECULATE and sampling:
+        if phase is Phase.SPECULATE and pays and sampling:
             cost = self._drafting_cost(len(sampling))
             if _could_pay(len(sampling), cost):
                 curves = [self._model_curve(part) for part in sampling]
@@ -160,6 +162,7 @@ class Drafter:
                 # The draft stops by itself where it is not sure, and may go on where it is.
                 widths = [len(curve) if width else 0 for curve, width in zip(curves, widths, strict=True)]
                 least = self._least_confidence(len(sampling))
+        if phase is Phase.SPECULATE:
             _count_quiet(sampling, widths)
         for part, width in zip(sampling, widths, strict=True):
             draft = part.sequence.draft

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "check.h"
 #include "coarse_head.h"
@@ -69,7 +70,7 @@ struct Head {
           own(arranged(kernels, w)),
           vocab_size(vocab),
           team(kernels, {2, 8, 24, w.groups * kGroup, 1, vocab}),
-          coarse(team, file.view(), own.view(), vocab) {}
+          coarse(team, file.view(), own.view(), vocab, team.chunk_of(own.view())) {}
 
     // Of each row: what Sampler::best says of its exact logits, and what the coarse head does.
     std::pair<std::vector<int32_t>, std::vector<int32_t>> best(const std::vector<float>& x, int rows) {
@@ -166,29 +167,99 @@ TEST(coarse_head_of_rows_that_are_not_numbers_or_zero) {
     }
 }
 
-TEST(rows_that_ask_only_for_the_largest_logit_get_it) {
-    const ModelShape shape = tiny_shape(2, 6, 2, 10);
-    const TinyWeights weights(shape);
-    const std::vector<int32_t> tokens{3, 1, 36, 20, 9, 9, 14, 30, 2, 5};
-    for (const KernelTable* kernels : available_kernels()) {
-        Model model(*kernels, shape, weights.model, {2, 4, 32, 4, KvFormat::kInt8});
-        SampleParams params;
-        params.temperature = 0.0f;
-        const auto step = [&](float* logits) {
-            StepPlan plan;
-            plan.tokens = tokens;
-            plan.block_tables = {1};
+TEST(coarse_logits_of_huge_rows_may_be_infinite) {
+    Random random(4);
+    for (const KernelTable* kernels : coarse_kernels()) {
+        for (int round = 0; round < 50; ++round) {
+            Matrix w = random_matrix(random, 160, kGroup);
+            std::vector<float> x = random.floats(kGroup, 0.2f, 1.0f);
+            const double sum = std::accumulate(x.begin(), x.end(), 0.0);
+            for (int o = 0; o < 160; ++o) {  // all logits near the smallest number, each panel's alike
+                for (int i = 0; i < kGroup; ++i)
+                    w.code(o, i) =
+                        o % kLanes == 0 ? static_cast<int8_t>(random.integer(-100, -98)) : w.code(o - 1, i);
+                w.scale(o, 0) = 0x2800;  // 1 / 32
+            }
+            const double largest = double{std::numeric_limits<float>::max()} / (sum * 99.0 / 32.0);
+            for (float& value : x) value *= static_cast<float>(largest) * random.uniform(0.998f, 1.002f);
+            const auto [expected, found] = Head(*kernels, w, 160).best(x, 1);
+            CHECK(found == expected, "(%s, round %d)", kernels->name, round);
+        }
+    }
+}
+
+namespace {
+
+// Slices of one greedy step, some of whose tokens are proposals.
+struct Verification {
+    int slices;
+    uint64_t seed;
+    std::vector<int32_t> tokens;
+
+    StepPlan plan(const SampleParams& params, int vocab_size) const {
+        Random random(seed);
+        StepPlan plan;
+        for (int index = 0; index < slices; ++index) {
             Slice slice;
-            slice.rows = plan.rows();
+            slice.first_row = plan.rows();
+            slice.rows = random.integer(1, 7);
+            slice.proposed = random.integer(0, slice.rows - 1);
+            slice.table = index;
+            slice.sampled = true;
+            slice.first_sample = static_cast<int>(plan.logit_rows.size());
+            plan.block_tables.push_back(index);
+            for (int row = 0; row < slice.rows; ++row) {
+                const int32_t token = random.integer(0, vocab_size - 1);
+                plan.tokens.push_back(tokens.empty() ? token : tokens[plan.tokens.size()]);
+            }
+            for (int row = slice.known() - 1; row < slice.rows; ++row)
+                plan.logit_rows.push_back({slice.first_row + row, index, true, 0, -1, Logprobs{}, &params});
             plan.slices.push_back(slice);
-            for (int row = 0; row < slice.rows; ++row)
-                plan.logit_rows.push_back({row, 0, true, 0, -1, Logprobs{}, &params});
-            model.step(plan, logits);
-            std::vector<int32_t> found;
-            for (const LogitRow& row : plan.logit_rows) found.push_back(row.target);
-            return found;
-        };
-        std::vector<float> logits(tokens.size() * 37);
-        CHECK(step(nullptr) == step(logits.data()), "(%s)", kernels->name);
+        }
+        return plan;
+    }
+};
+
+// What a client sees of a step that has run: of each slice the accepted proposals and one token more.
+std::vector<int32_t> chosen(const StepPlan& plan) {
+    std::vector<int32_t> tokens;
+    for (const Slice& slice : plan.slices) {
+        for (int i = 0; i <= plan.accepted(slice); ++i) tokens.push_back(plan.sample(slice, i).target);
+    }
+    return tokens;
+}
+
+}  // namespace
+
+// Whoever wants to see all logits gets exact ones.
+TEST(model_gives_the_same_tokens_by_coarse_products) {
+    Random random(5);
+    SampleParams greedy;
+    greedy.temperature = 0.0f;
+    for (const KernelTable* kernels : available_kernels()) {
+        size_t accepted = 0;
+        for (int round = 0; round < 30; ++round) {
+            ModelShape shape = tiny_shape(1, 2, 1, 16);
+            shape.vocab_size = random.integer(1, 1000);
+            const TinyWeights weights(shape);
+            Model model(*kernels, shape, weights.model, {random.integer(1, 4), 12, 96, 12, KvFormat::kInt8});
+            Verification step{random.integer(1, 12), random.next(), {}};
+            step.tokens = step.plan(greedy, shape.vocab_size).tokens;
+            for (int pass = 0; pass < 4; ++pass) {
+                StepPlan exact = step.plan(greedy, shape.vocab_size), coarse = exact;
+                std::vector<float> logits(exact.logit_rows.size() * static_cast<size_t>(shape.vocab_size));
+                model.step(exact, logits.data());
+                model.step(coarse, nullptr);
+                CHECK(chosen(coarse) == chosen(exact), "(%s, round %d)", kernels->name, round);
+                accepted += chosen(exact).size() - exact.slices.size();
+                for (const Slice& slice : exact.slices) {  // the next pass finds one more proposal right
+                    const int right = exact.accepted(slice);
+                    if (right < slice.proposed)
+                        step.tokens[static_cast<size_t>(slice.first_row + slice.known() + right)] =
+                            exact.sample(slice, right).target;
+                }
+            }
+        }
+        CHECK(accepted > 0);
     }
 }

@@ -1,5 +1,5 @@
 // The largest logit of a row, exactly, from products of half the cost: rows of 8 bits tell which panels of
-// the head could hold it, and only those are multiplied as they should be.
+// the head could hold it, and only those are multiplied with all bits.
 #pragma once
 
 #include <cstdint>
@@ -12,19 +12,18 @@ namespace flashlet {
 
 class CoarseHead {
   public:
-    // `file`: the head in the layout of the weight file; `head`: arranged.
-    CoarseHead(Team& team, const PackedMatrix& file, const PackedMatrix& head, int vocab_size);
+    // `file`: the head in the layout of the weight file; `head`: arranged. `chunk`: panels that share a peak.
+    CoarseHead(Team& team, const PackedMatrix& file, const PackedMatrix& head, int vocab_size, int chunk);
 
     // Whether so many rows are worth it: fewer wait for memory, not for products.
     bool pays(int rows) const { return !norms_.empty() && rows >= kFewestRows; }
 
     // First of the largest logits of x, -1 where no token is possible. x: [groups * kGroup]. `logits`:
     // [panels * kLanes], those by coarse inputs, whose panels that count become exact. `peaks`: the largest
-    // one of each chunk of panels that a thread multiplies at once; `likeliest`: where the largest one is.
+    // one of each chunk of panels; `likeliest`: where the largest of all is.
     int32_t best(Worker& worker, const float* x, float* logits, const float* peaks, int32_t likeliest) const;
 
   private:
-    struct Best;
     static constexpr int kFewestRows = 3;
 
     const KernelTable& kernels_;

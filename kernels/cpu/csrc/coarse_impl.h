@@ -41,7 +41,8 @@ struct CoarseGroups {
                 squares = fma(whole, whole, squares);
             }
         }
-        // Both products round once or twice for each group and at their ends, 2^-24 of the terms at most.
+        // With G groups both products together are rounded by at most (2 G + 4) 2^-24 of |w| |x|; this is
+        // twice that. The sums of squares are rounded, too: hence 1.001.
         const float rounding = static_cast<float>(n / kGroup + 8) * 0x1p-22f;
         const float norm =
             __builtin_sqrtf(fold_add(errors)) * 1.001f + __builtin_sqrtf(fold_add(squares)) * rounding;

@@ -161,7 +161,8 @@ struct KernelTable {
     }
 
     // Beside weights of 8 bits at half the cost: the integers of `inputs`, rounded to 8 bits with a scale for
-    // each group. quantize is null where that would not be faster.
+    // each group. quantize is null where that would not be faster. What such products give is an estimate
+    // that no definition binds.
     InputFormat coarse_inputs;
 
     // So much at most, times the norm of an output's weights, lies between that output of a row of n floats

@@ -46,8 +46,8 @@ Model::Model(const KernelTable& kernels, const ModelShape& shape, const ModelWei
                false),
       decoder_(team_, shape, weights_, weights_.head, {kv_pool_.data(), block_bytes_, limits.kv_format},
                limits.max_rows),
-      coarse_head_(team_, weights.head, weights_.head, shape.vocab_size),
-      head_chunk_(team_.chunk_of(weights_.head)) {
+      head_chunk_(team_.chunk_of(weights_.head)),
+      coarse_head_(team_, weights.head, weights_.head, shape.vocab_size, head_chunk_) {
     peaks_.resize(kLogitRows * chunks_of_head());
     residual_.resize(static_cast<size_t>(limits.max_rows) * static_cast<size_t>(hidden_));
     logits_.resize(static_cast<size_t>(kLogitRows) * static_cast<size_t>(padded_vocab_));

@@ -65,10 +65,10 @@ class Model {
     const ModelWeights weights_;
     Pages kv_pool_;
     Decoder decoder_;
-    const CoarseHead coarse_head_;
     std::unique_ptr<Draft> draft_;
     std::vector<float> residual_, logits_;
-    const int head_chunk_;      // panels that a thread multiplies at once
+    const int head_chunk_;  // panels that a thread multiplies at once
+    const CoarseHead coarse_head_;
     std::vector<float> peaks_;  // [kLogitRows][chunks], the largest logit of each; NaN if one is not a number
     std::vector<Segment> segments_;
     std::unique_ptr<std::atomic<int>[]> wrong_;  // of each slice: logit row of a proposal that was wrong

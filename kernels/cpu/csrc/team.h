@@ -74,30 +74,6 @@ class Team {
         result.coarse = true;
         return result;
     }
-    template <class RowOf>
-    QuantizedRows quantized(Worker& worker, const InputFormat& inputs, int rows, int stride, RowOf&& row_of) {
-        const bool alone = rows <= kPrivateRows;
-        const int units = stride / kGroup * inputs.group_units;
-        int16_t* values = alone ? worker.quantized.data() : quantized_.data();
-        float* scales = alone ? worker.scales.data() : scales_.data();
-        const auto quantize = [&](int begin, int end) {
-            for (int row = begin; row < end; ++row) {
-                const RowTile tile = tile_of(row, rows, kernels_.product_rows);
-                scales[row] =
-                    inputs.quantize(row_of(row), stride,
-                                    values + static_cast<size_t>(tile.first) * static_cast<size_t>(units),
-                                    row - tile.first, tile.rows);
-            }
-        };
-        if (alone) {
-            quantize(0, rows);
-        } else {
-            each(worker, rows, row_chunk(rows), quantize);
-            finish(worker, Stage::kNorm);
-        }
-        return {values, scales, units};
-    }
-
     // each_part(begin, end): on the thread that multiplied them, as soon as panels [begin, end) are done.
     template <class Body>
     void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
@@ -135,6 +111,30 @@ class Team {
     int chunk_of(const PackedMatrix& w) const;  // panels that a thread multiplies at once
 
   private:
+    template <class RowOf>
+    QuantizedRows quantized(Worker& worker, const InputFormat& inputs, int rows, int stride, RowOf&& row_of) {
+        const bool alone = rows <= kPrivateRows;
+        const int units = stride / kGroup * inputs.group_units;
+        int16_t* values = alone ? worker.quantized.data() : quantized_.data();
+        float* scales = alone ? worker.scales.data() : scales_.data();
+        const auto quantize = [&](int begin, int end) {
+            for (int row = begin; row < end; ++row) {
+                const RowTile tile = tile_of(row, rows, kernels_.product_rows);
+                scales[row] =
+                    inputs.quantize(row_of(row), stride,
+                                    values + static_cast<size_t>(tile.first) * static_cast<size_t>(units),
+                                    row - tile.first, tile.rows);
+            }
+        };
+        if (alone) {
+            quantize(0, rows);
+        } else {
+            each(worker, rows, row_chunk(rows), quantize);
+            finish(worker, Stage::kNorm);
+        }
+        return {values, scales, units};
+    }
+
     const uint8_t* part_of(const Worker& worker, const PackedMatrix* w) const;  // null if there is none
 
     // Whether a product need ask memory only for the beginnings of pages.

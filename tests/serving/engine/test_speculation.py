@@ -14,6 +14,7 @@ from flashlet.model.sampling import SamplingParams
 from flashlet.serving.engine import drafting
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest
+from flashlet.serving.engine.sequence import Sequence as EngineSequence
 from flashlet.serving.engine.sequence_draft import SequenceDraft
 
 ROUNDS = 24
@@ -76,29 +77,49 @@ def test_a_useless_draft_is_asked_no_longer(toy: SimpleNamespace, speculating: S
     assert any(step.slices[0].draft is None for step in executor.steps)
 
 
-def test_what_paid_for_no_one_is_looked_for_less_often(
+def test_what_pays_for_none_of_many_is_looked_for_less_often(
     toy: SimpleNamespace, speculating: Speculating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planning in vain takes time of every step; what has begun to pay is found all the same."""
-    engine = speculating(toy.engine(toy.Executor(num_blocks=96, context_length=360), draft="ngram"))
+    executor = toy.Executor(num_blocks=600, context_length=240)
+    engine = speculating(toy.engine(executor, draft="ngram", max_sequences=8, max_step_tokens=200))
     row_ms, looks = [1e6], [0]
     monkeypatch.setattr(engine.scheduler.drafter.costs, "ms", lambda rows: 1e6 + row_ms[0] * (rows - 1))
     look_up = SequenceDraft.look_up
 
-    def counted(draft: SequenceDraft, sequence: Sequence[int], count: int) -> None:
+    def counted(draft: SequenceDraft, sequence: EngineSequence, count: int) -> None:
         looks[0] += 1
-        row_ms[0] = 1e6 if looks[0] < 40 else 0.0
-        look_up(draft, sequence, count)  # type: ignore[arg-type]
+        look_up(draft, sequence, count)
 
     monkeypatch.setattr(SequenceDraft, "look_up", counted)
     monkeypatch.setattr(drafting, "NEARLY_SURE", 9.0)  # or it would not even be looked for
-    engine.submit(request(b"abcabcabcabc", 300))
+    for number in range(8):
+        engine.submit(request(bytes([97 + number, 98, 99] * 4), 200))
     for _ in range(100):
         engine.step()
-    assert 30 < looks[0] < 40 and engine.stats().draft_tokens == 0
+    assert 8 * 30 < looks[0] < 8 * 45 and engine.stats().draft_tokens == 0
+    row_ms[0] = 0.0
     while engine.has_work:
         engine.step()
     assert engine.stats().accepted_tokens > 0
+
+
+def test_whoever_comes_to_many_is_followed_from_the_start(
+    toy: SimpleNamespace, speculating: Speculating
+) -> None:
+    """Also where nothing pays for those that are there."""
+    for wait in range(20, 26):
+        executor = toy.Executor(num_blocks=600, max_draft_tokens=3, accuracy=0.0)
+        engine = speculating(toy.engine(executor, draft="auto", max_sequences=9, max_step_tokens=200))
+        for number in range(8):
+            engine.submit(request(bytes([97 + number]), 100, draft="none"))
+        for _ in range(wait):
+            engine.step()
+        executor.steps.clear()
+        engine.submit(request(b"hello", 20))
+        engine.step()
+        (newcomer,) = (piece for piece in executor.steps[0].slices if len(piece.token_ids) > 1)
+        assert newcomer.draft is not None and newcomer.draft.start == 0
 
 
 def test_requests_may_come_while_costs_are_measured(toy: SimpleNamespace) -> None:
