@@ -18,7 +18,7 @@ from openai.types import Batch
 if TYPE_CHECKING:
     from tests.serving.batches.conftest import ServerProcess
 
-NUM_LINES = 500
+NUM_LINES = 1_500
 CHAT = "/v1/chat/completions"
 LONG = {"max_tokens": 400, "ignore_eos": True}
 
@@ -34,7 +34,7 @@ def test_each_line_is_answered_once_in_spite_of_a_crash(
 
     def in_the_middle(batch: Batch) -> bool:
         assert batch.request_counts is not None
-        return batch.request_counts.completed > NUM_LINES // 4
+        return batch.request_counts.completed > NUM_LINES // 8
 
     half = server.wait(batch, in_the_middle)
     server.end(signal.SIGKILL)

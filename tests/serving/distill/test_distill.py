@@ -74,7 +74,7 @@ def corpus(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("distill") / "corpus"
     arguments = (folder, "--model", tiny_model_path, "--features", "1,2", "--threads", 1, "--seed", 4)
     distill("data", *arguments, "--tokens", 6_000)
-    distill("data", *arguments, "--tokens", 12_000)  # goes on behind the first ones
+    distill("data", *arguments, "--tokens", 24_000)  # goes on behind the first ones
     return folder
 
 
@@ -83,7 +83,7 @@ def run(tiny_model_path: Path, corpus: Path) -> Path:
     folder = corpus.parent / "run"
     arguments = (folder, "--corpus", corpus, "--model", tiny_model_path, "--vocab", 256)
     distill("train", *arguments, "--rows", 10_000)
-    _, log = distill("train", *arguments, "--rows", 100_000)
+    _, log = distill("train", *arguments, "--rows", 200_000)
     assert "going on after" in log
     return folder
 
@@ -97,7 +97,7 @@ def draft(tiny_model_path: Path, corpus: Path, run: Path) -> Path:
 
 def test_corpus_holds_what_the_model_wrote(corpus: Path) -> None:
     opened = Corpus(corpus)
-    assert opened.num_tokens >= 12_000
+    assert opened.num_tokens >= 24_000
     assert len({item.index for item in opened.conversations}) == len(opened.conversations)
     assert len({item.kind for item in opened.conversations}) > 3
     assert {item.temperature for item in opened.conversations} == {0.0, 0.7}

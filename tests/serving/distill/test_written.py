@@ -103,7 +103,7 @@ def test_corpora_of_all_seeds_hold_out_the_same_requests(tiny_model_path: Path, 
 def test_requests_say_which_text_they_share() -> None:
     """What a passage is about must not be known from other instructions for it."""
     prompts: dict[str, set[str]] = {}
-    for item in draw_many(WrittenRequests.shipped(), 3000):
+    for item in draw_many(WrittenRequests.shipped(), 6000):
         prompts.setdefault(item.about, set()).add(item.prompt)
     assert sum(len(group) > 1 for group in prompts.values()) > 300
 
