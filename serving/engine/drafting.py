@@ -70,9 +70,9 @@ class Drafter:
                 if part.sequence.draft is not None:
                     part.sequence.draft.forget()
             return
-        # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
         vain = self._vain.get(self._last_load, 0)
         due = len(parts) < MANY or not only_decodes or vain < VAIN or vain % RARELY == 0
+        # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
         pays = due and _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
         if pays and phase is not Phase.PLAIN:
             self._propose(

@@ -68,12 +68,15 @@ class Team {
     QuantizedRows quantized(Worker& worker, const PackedMatrix& w, int rows, int stride, RowOf&& row_of) {
         return quantized(worker, kernels_.inputs_of(w.format), rows, stride, row_of);
     }
+
+    // The same by coarse inputs, for a product with weights of 8 bits.
     template <class RowOf>
     QuantizedRows coarsely_quantized(Worker& worker, int rows, int stride, RowOf&& row_of) {
         QuantizedRows result = quantized(worker, kernels_.coarse_inputs, rows, stride, row_of);
         result.coarse = true;
         return result;
     }
+
     // each_part(begin, end): on the thread that multiplied them, as soon as panels [begin, end) are done.
     template <class Body>
     void product(Worker& worker, const PackedMatrix& w, const QuantizedRows& x, int rows, Epilogue epilogue,
