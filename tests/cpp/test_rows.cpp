@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "data.h"
+#include "lines.h"
 
 using namespace flashlet;
 
@@ -241,4 +242,11 @@ TEST(read_touches_whole_vectors) {
         for (const bool pages : {false, true})
             CHECK(kernels->read(data.data(), data.size(), pages) == expected, "(%s)", kernels->name);
     }
+}
+
+TEST(lines_begin_at_cache_lines) {
+    std::vector<Lines<float>> floats;
+    for (size_t size = 1; size < 3000; size = 2 * size + 1) floats.emplace_back(size);
+    for (const Lines<float>& x : floats)
+        CHECK(reinterpret_cast<uintptr_t>(x.data()) % kLineBytes == 0, "(%zu)", x.size());
 }

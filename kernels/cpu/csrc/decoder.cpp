@@ -80,15 +80,16 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
     // Alone, a segment makes few units: two tiles let threads share an odd number of heads evenly.
     if (segments.size() == 1) tokens = std::min(tokens, (segments[0].rows + 1) / 2);
     plan_units(tokens);
-    // The longest contexts first, so that no thread is left with one at the end.
-    const auto context = [&](const AttentionUnit& unit) {
+    // The longest contexts first, so that no thread is left with one at the end; of those that are alike,
+    // units that read the same keys stay together.
+    const auto blocks = [&](const AttentionUnit& unit) {
         const Segment& segment = segments[static_cast<size_t>(unit.segment)];
-        return segment.start + unit.row - segment.first_row;
+        return (segment.start + unit.row - segment.first_row) / kBlock;
     };
     const auto sorted = std::find_if(units_.begin(), units_.end(),
                                      [&](const AttentionUnit& unit) { return unit.segment >= singles; });
-    std::sort(sorted, units_.end(),
-              [&](const AttentionUnit& a, const AttentionUnit& b) { return context(a) > context(b); });
+    std::stable_sort(sorted, units_.end(),
+                     [&](const AttentionUnit& a, const AttentionUnit& b) { return blocks(a) > blocks(b); });
     plan_split(singles > 0 ? kMaxAhead : 0);
 }
 
@@ -99,8 +100,8 @@ void Decoder::plan_units(int tokens) {
         const Segment& segment = (*segments_)[i];
         planned_rows_ += segment.rows;
         std::fill_n(row_segments_.begin() + segment.first_row, segment.rows, static_cast<int>(i));
-        for (int row = 0; row < segment.rows; row += tokens) {
-            for (int kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+        for (int kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
+            for (int row = 0; row < segment.rows; row += tokens) {
                 for (int head = 0; head < group; head += heads) {
                     units_.push_back({static_cast<int>(i), segment.first_row + row,
                                       std::min(tokens, segment.rows - row), kv_head, kv_head * group + head,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "lines.h"
 #include "team.h"
 #include "weights.h"
 
@@ -87,14 +88,14 @@ class Decoder {
     const float softmax_scale_;
     const size_t cell_bytes_;
     const int hidden_, query_size_, kv_size_, query_stride_, qkv_stride_, ffn_stride_;
-    std::vector<float> qkv_, attended_, ffn_, query_scales_;
-    std::vector<int16_t> queries_;
+    Lines<float> qkv_, attended_, ffn_, query_scales_;
+    Lines<int16_t> queries_;
     std::vector<int> row_segments_;
     std::vector<AttentionUnit> units_;
     std::vector<SplitUnit> split_units_;  // empty where there are units enough to keep every thread busy
     const int partials_;                  // floats of one unit over the longest context
     std::vector<std::atomic<int>> split_done_;  // per unit: spans that are done in this layer
-    std::vector<float> split_partials_;
+    Lines<float> split_partials_;
     const std::vector<Segment>* segments_ = nullptr;
     int planned_rows_ = 0;
 };

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "decoder.h"
+#include "lines.h"
 #include "step_plan.h"
 
 namespace flashlet {
@@ -72,9 +73,9 @@ class Draft {
     const Target target_;
     const int hidden_, fused_stride_, input_stride_, logit_stride_;
     Decoder decoder_;
-    std::vector<float> features_;     // normed, side by side: [rows][fused_stride_]
-    std::vector<float> states_;       // [rows][hidden_]
-    std::vector<float> logits_;       // [slices][logit_stride_]: of the vocabulary, then of guests
+    Lines<float> features_;           // normed, side by side: [rows][fused_stride_]
+    Lines<float> states_;             // [rows][hidden_]
+    Lines<float> logits_;             // [slices][logit_stride_]: of the vocabulary, then of guests
     std::vector<int32_t> output_of_;  // [token id]: index of its logit, -1: it has none
     // The batch: the last known row of each proposal, those that want most tokens first, then all other rows.
     std::vector<Proposal> proposals_;

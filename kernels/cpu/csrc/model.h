@@ -9,6 +9,7 @@
 #include "coarse_head.h"
 #include "decoder.h"
 #include "draft.h"
+#include "lines.h"
 #include "step_plan.h"
 #include "team.h"
 #include "weights.h"
@@ -66,10 +67,10 @@ class Model {
     Pages kv_pool_;
     Decoder decoder_;
     std::unique_ptr<Draft> draft_;
-    std::vector<float> residual_, logits_;
+    Lines<float> residual_, logits_;
     const int head_chunk_;  // panels that a thread multiplies at once
     const CoarseHead coarse_head_;
-    std::vector<float> peaks_;  // [kLogitRows][chunks], the largest logit of each; NaN if one is not a number
+    Lines<float> peaks_;  // [kLogitRows][chunks], the largest logit of each; NaN if one is not a number
     std::vector<Segment> segments_;
     std::unique_ptr<std::atomic<int>[]> wrong_;  // of each slice: logit row of a proposal that was wrong
     bool drafting_ = false;                      // some slice of the step has a draft order

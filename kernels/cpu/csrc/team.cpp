@@ -10,8 +10,7 @@ namespace flashlet {
 using Clock = std::chrono::steady_clock;
 
 constexpr size_t kHeadStart = size_t{1} << 17;  // bytes per thread: a part of its second-level cache
-constexpr size_t kLine = 64;
-constexpr size_t kLargestChunk = 320 << 10;  // bytes: tiles of rows find them in the second-level cache
+constexpr size_t kLargestChunk = 320 << 10;     // bytes: tiles of rows find them in the second-level cache
 
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
@@ -49,7 +48,7 @@ void Team::finish(Worker& worker, Stage stage, const PackedMatrix* next) {
     const uint8_t *line = part_of(worker, next), *end = line;
     if (line != nullptr) end += std::min(kHeadStart, static_cast<size_t>(next->cells + next->bytes() - line));
     pool_.barrier([&] {
-        for (int i = 0; i < 4 && line < end; ++i, line += kLine) __builtin_prefetch(line, 0, 2);
+        for (int i = 0; i < 4 && line < end; ++i, line += kLineBytes) __builtin_prefetch(line, 0, 2);
         return line < end;
     });
     if (worker.index != 0) return;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "lines.h"
 #include "sampler.h"
 #include "thread_pool.h"
 
@@ -23,10 +24,10 @@ struct Worker {
     int index = 0;
     int stage = 0;          // index of the next chunk counter; equal on all threads
     bool drafting = false;  // stages count as the draft's
-    std::vector<float> normed;
-    std::vector<int16_t> quantized;
-    std::vector<float> scales;
-    std::vector<float> partials;  // of attention
+    Lines<float> normed;
+    Lines<int16_t> quantized;
+    Lines<float> scales;
+    Lines<float> partials;  // of attention
     std::unique_ptr<Sampler> sampler, draft_sampler;
     std::vector<int32_t> draft_ids;  // tokens of the draft's logits
     std::chrono::steady_clock::time_point mark;
@@ -157,8 +158,8 @@ class Team {
     const bool reads_pages_ahead_;  // the processor, where a product leaves it the time
     ThreadPool pool_;
     ChunkCounters counters_;
-    std::vector<int16_t> quantized_;
-    std::vector<float> scales_;
+    Lines<int16_t> quantized_;
+    Lines<float> scales_;
     std::vector<Worker> workers_;
     Profile profile_{};
 };

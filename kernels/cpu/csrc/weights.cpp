@@ -2,13 +2,14 @@
 
 #include <algorithm>
 
+#include "lines.h"
+
 namespace flashlet {
 namespace {
 
-constexpr size_t kAlignment = 64;  // a cache line
-constexpr int kPanels = 64;        // copied at once by a thread
+constexpr int kPanels = 64;  // copied at once by a thread
 
-size_t padded_bytes(const PackedMatrix& w) { return (w.bytes() + kAlignment - 1) / kAlignment * kAlignment; }
+size_t padded_bytes(const PackedMatrix& w) { return (w.bytes() + kLineBytes - 1) / kLineBytes * kLineBytes; }
 
 struct Part {
     PackedMatrix panels;
