@@ -47,6 +47,14 @@ class FixedCosts(StepCosts):
         """Of drafting."""
         return _NEVER_OFF * (self._first_drafted + self._drafted * (num_tokens - 1)) if num_tokens else 0.0
 
+    def verifying(self, rows: int, most: int) -> list[float]:
+        """Of decode steps with 0, 1, ... `most` proposals."""
+        return [self.ms(rows + count) for count in range(most + 1)]
+
+    def drafting(self, rows: int, most: int) -> list[float]:
+        """The same, if the proposals are drafted."""
+        return [self.ms(rows + count) + self.draft_ms(count) for count in range(most + 1)]
+
     def plain_ms(self, num_sequences: int) -> float:
         """Of a decode step without proposals."""
         return self.ms(num_sequences)

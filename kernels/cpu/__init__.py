@@ -2,20 +2,28 @@
 
 from flashlet.kernels.cpu._native import (
     BLOCK_SIZE,
+    Acceptance,
     Kernels,
     NativeModel,
     TokenHistory,
+    best_rate,
+    best_widths,
     block_bytes,
     compiler,
+    could_pay,
     instruction_sets,
 )
 
 __all__ = [
     "BLOCK_SIZE",
+    "Acceptance",
     "Kernels",
     "NativeModel",
     "TokenHistory",
+    "best_rate",
+    "best_widths",
     "block_bytes",
     "compiler",
+    "could_pay",
     "instruction_sets",
 ]

@@ -7,12 +7,10 @@ it is the token that the sampler chooses, so that outputs do not depend on it.
 from __future__ import annotations
 
 from collections import abc
-from itertools import accumulate, count, repeat
+from itertools import repeat
 
-from flashlet.kernels.cpu import TokenHistory
+from flashlet.kernels.cpu import Acceptance, TokenHistory, best_rate, best_widths, could_pay
 from flashlet.model.step import DraftRequest, SliceOutput
-from flashlet.serving.engine.acceptance import Acceptance
-from flashlet.serving.engine.draft_widths import WORTHWHILE, best_widths
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
 from flashlet.serving.engine.plan import Part
 from flashlet.serving.engine.sequence import Sequence
@@ -31,9 +29,8 @@ RARELY = 4  # but in every fourth step
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
+A_FEW = MAX_NGRAM_TOKENS  # proposals: where none of so many pay, no more do
 MARGIN = 0.1  # of its speed that a sequence must gain by n-grams over a draft model, which knows them
-
-Cost = abc.Callable[[int], float]  # milliseconds of a step by the number of proposals in it
 
 
 class Drafter:
@@ -73,7 +70,7 @@ class Drafter:
         vain = self._vain.get(self._last_load, 0)
         due = len(parts) < MANY or not only_decodes or vain < VAIN or vain % RARELY == 0
         # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
-        pays = due and _could_pay(len(parts), lambda count: self.costs.ms(len(parts) + count))
+        pays = due and could_pay(len(parts), self.costs.verifying(len(parts), A_FEW), NEARLY_SURE)
         if pays and phase is not Phase.PLAIN:
             self._propose(
                 [part for part in parts if part.decodes and part.may_propose],
@@ -91,14 +88,7 @@ class Drafter:
         draft = part.sequence.draft
         if draft is None or not part.samples:
             return
-        for acceptance in (draft.by_position, self._by_position):
-            for position, hit in draft.score(output.token_ids):
-                acceptance.record(position, hit=hit)
-        for acceptance in (draft.by_confidence, self._by_confidence):
-            acceptance.score(draft.confidences, draft.model_tokens, output.token_ids)
-        if draft.match is not None:
-            for acceptance in (draft.by_match, self._by_match):
-                acceptance.score(count(draft.match.length), draft.match.tokens, output.token_ids)
+        draft.learn(output.token_ids)
         draft.match = None
         draft.model_tokens = output.proposed
         draft.num_asked = 0 if part.draft is None else part.draft.num_tokens
@@ -119,23 +109,30 @@ class Drafter:
         """Let sequences bring as many proposals as pay, in a step of `num_rows` rows without them."""
         if not decodes or free_rows <= 0:
             return
-        # What the other rows cost is for prompts, not for these tokens.
-        others = self.costs.ms(num_rows) - self.costs.ms(len(decodes))
-
-        def cost(count: int) -> float:
-            return self.costs.ms(num_rows + count) - others
+        cost_ms = self._verifying(num_rows, len(decodes), min(free_rows, A_FEW))
+        if not could_pay(len(decodes), cost_ms, NEARLY_SURE):
+            return
 
         def promise(curve: list[float]) -> float:
-            tokens = accumulate(curve, initial=float(len(decodes)))
-            return max(total / cost(n) for n, total in enumerate(tokens))
+            rate: float = best_rate(curve, len(decodes), cost_ms)
+            return rate
 
-        if not _could_pay(len(decodes), cost):
-            return
         margin = 1 + MARGIN / len(decodes)
         candidates = [self._candidate(part.sequence, promise, margin) for part in decodes]
-        widths = best_widths([curve for _, curve in candidates], len(decodes), cost, free_rows)
+        curves = [curve for _, curve in candidates]
+        if (most := min(free_rows, sum(map(len, curves)))) >= len(cost_ms):
+            cost_ms = self._verifying(num_rows, len(decodes), most)
+        widths = best_widths(curves, len(decodes), cost_ms)
         for part, (proposed, _), width in zip(decodes, candidates, widths, strict=True):
             part.proposed = proposed[:width]
+
+    def _verifying(self, num_rows: int, num_sequences: int, most: int) -> list[float]:
+        """Milliseconds by the number of proposals. What other rows than those of the sequences cost is for
+        prompts, not for these tokens.
+        """
+        cost_ms = self.costs.verifying(num_rows, most)
+        others = 0.0 if num_rows == num_sequences else cost_ms[0] - self.costs.ms(num_sequences)
+        return [ms - others for ms in cost_ms] if others else cost_ms
 
     def _candidate(
         self, sequence: Sequence, promise: abc.Callable[[list[float]], float], margin: float
@@ -153,15 +150,16 @@ class Drafter:
         """Ask the draft model for proposals for the next step where they should pay, or else to follow."""
         sampling = [part for part in parts if part.samples]
         widths, least = [0] * len(sampling), 0.0
+        cost_ms = None
         if phase is Phase.SPECULATE and pays and sampling:
-            cost = self._drafting_cost(len(sampling))
-            if _could_pay(len(sampling), cost):
-                curves = [self._model_curve(part) for part in sampling]
-                widths = best_widths(curves, len(sampling), cost, len(sampling) * self._max_model_tokens)
-                self._forget_a_little(sampling, curves, widths)
-                # The draft stops by itself where it is not sure, and may go on where it is.
-                widths = [len(curve) if width else 0 for curve, width in zip(curves, widths, strict=True)]
-                least = self._least_confidence(len(sampling))
+            cost_ms = self._drafting(len(sampling))
+        if cost_ms is not None:
+            curves = [self._model_curve(part) for part in sampling]
+            widths = best_widths(curves, len(sampling), cost_ms)
+            self._forget_a_little(sampling, curves, widths)
+            # The draft stops by itself where it is not sure, and may go on where it is.
+            widths = [len(curve) if width else 0 for curve, width in zip(curves, widths, strict=True)]
+            least = self._least_confidence(len(sampling), cost_ms)
         if phase is Phase.SPECULATE:
             _count_quiet(sampling, widths)
         for part, width in zip(sampling, widths, strict=True):
@@ -184,11 +182,11 @@ class Drafter:
             if curve and not width:
                 self._draft_of(part.sequence).by_position.fade()
 
-    def _least_confidence(self, num_sequences: int) -> float:
+    def _least_confidence(self, num_sequences: int, cost_ms: list[float]) -> float:
         """Chance that all proposals are right below which one more does not pay, drafted and verified."""
-        cost = self._drafting_cost(num_sequences)
-        one_more = (cost(3 * num_sequences) - cost(num_sequences)) / 2  # of each
-        return max(0.0, one_more / cost(0) / self._by_position.rate(0))
+        one_more = (cost_ms[3 * num_sequences] - cost_ms[num_sequences]) / 2  # of each
+        first_is_right: float = self._by_position.rate(0)
+        return max(0.0, one_more / cost_ms[0] / first_is_right)
 
     def _follow(self, part: Part, num_tokens: int, least_confidence: float = 0.0) -> None:
         """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""
@@ -213,20 +211,24 @@ class Drafter:
         useful = sequence.max_tokens - sequence.num_output_tokens - 2  # behind this step's and the next's
         if draft.uses_match or useful <= 0:
             return []
-        return draft.by_position.survival(range(min(self._max_model_tokens, useful)))
+        curve: list[float] = draft.by_position.survival(range(min(self._max_model_tokens, useful)))
+        return curve
 
-    def _drafting_cost(self, num_sequences: int) -> Cost:
-        """Milliseconds of a step that verifies so many tokens, and of drafting them before."""
-        costs = self.costs
-        return lambda count: costs.ms(num_sequences + count) + (costs.draft_ms(count) if count else 0.0)
+    def _drafting(self, num_sequences: int) -> list[float] | None:
+        """Milliseconds by the number of tokens that are drafted in a step and verified in the next, if that
+        could pay.
+        """
+        cost_ms = self.costs.drafting(num_sequences, A_FEW)
+        if not could_pay(num_sequences, cost_ms, NEARLY_SURE):
+            return None
+        most = num_sequences * max(3, self._max_model_tokens)
+        return cost_ms if most <= A_FEW else self.costs.drafting(num_sequences, most)
 
     def _model_pays(self, num_sequences: int) -> bool:
         """Whether the draft model would be asked for anything if so many sequences decoded."""
-        cost = self._drafting_cost(num_sequences)
-        if not _could_pay(num_sequences, cost):
-            return False
+        cost_ms = self._drafting(num_sequences)
         curves = [self._by_position.survival(range(self._max_model_tokens))] * num_sequences
-        return any(best_widths(curves, num_sequences, cost, num_sequences * self._max_model_tokens))
+        return cost_ms is not None and any(best_widths(curves, num_sequences, cost_ms))
 
     def _draft_of(self, sequence: Sequence) -> SequenceDraft:
         """State of `sequence`, made when it is first needed."""
@@ -246,8 +248,8 @@ def _shared_acceptance(size: int, prior: abc.Sequence[float]) -> Acceptance:
 
 
 def _own_acceptance(shared: Acceptance, weight: float, decay: float, fading: float) -> Acceptance:
-    """Of one sequence."""
-    return Acceptance(shared.rates, weight, decay, fading)
+    """Of one sequence: what it shows counts for all."""
+    return Acceptance(shared, weight, decay, fading)
 
 
 def _load(parts: abc.Sequence[Part]) -> int:
@@ -263,9 +265,3 @@ def _count_quiet(sampling: list[Part], widths: list[int]) -> None:
             draft.num_quiet = 0
         elif draft and not draft.uses_match:
             draft.num_quiet += 1
-
-
-def _could_pay(num_sequences: int, cost: Cost) -> bool:
-    """Whether there is any use in proposals, however good: under load there is not."""
-    least = WORTHWHILE * num_sequences / cost(0)
-    return any((num_sequences + NEARLY_SURE * count) / cost(count) > least for count in (1, 2, 3, 7, 15))

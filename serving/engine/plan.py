@@ -54,19 +54,20 @@ class Part:
         Everything in a request follows from the prefix (the proposals before it included) and the parameters.
         """
         sequence, params = self.sequence, self.sequence.request.sampling
-        constraint = sequence.constraint
+        constraint, needs_history = sequence.constraint, params.needs_history
         masks = None if constraint is None else constraint.masks(self.proposed)
         if masks is not None:
             self.proposed = self.proposed[: len(masks) - 1]
-        output = sequence.output if params.needs_history else ()
-        min_tokens = 0 if constraint is not None else sequence.request.min_tokens
+        output = sequence.output if needs_history else ()
+        length = len(sequence.tokens)
+        suppressed = 0 if constraint is not None else sequence.request.min_tokens - sequence.num_output_tokens
         return [
             SampleRequest(
                 params=params,
-                position=len(sequence.tokens) + i,
-                prompt=sequence.request.prompt if params.needs_history else (),
-                output=[*output, *self.proposed[:i]] if params.needs_history else (),
-                suppressed=sequence.stop_token_ids if sequence.num_output_tokens + i < min_tokens else (),
+                position=length + i,
+                prompt=sequence.request.prompt if needs_history else (),
+                output=[*output, *self.proposed[:i]] if needs_history else (),
+                suppressed=sequence.stop_token_ids if i < suppressed else (),
                 allowed=None if masks is None else masks[i],
             )
             for i in range(1 + len(self.proposed))

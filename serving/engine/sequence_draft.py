@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import abc
 from typing import NamedTuple
 
-from flashlet.kernels.cpu import TokenHistory
-from flashlet.serving.engine.acceptance import Acceptance
+from flashlet.kernels.cpu import Acceptance, TokenHistory
 from flashlet.serving.engine.sequence import Sequence
 
 
@@ -50,19 +49,21 @@ class SequenceDraft:
         found = self.history.match(count)
         self.match = Match(*found) if found else None
 
-    def score(self, tokens: abc.Sequence[int]) -> list[tuple[int, bool]]:
-        """Positions of the draft model's proposals that `tokens` confirm (True) or refute.
+    def learn(self, tokens: abc.Sequence[int]) -> None:
+        """Compare the proposals of both sources with `tokens`, which came.
 
-        Where it stopped before it was wrong, what it left out counts as wrong: asking did not give it.
+        Where the draft model stopped before it was wrong, what it left out counts as wrong: asking did not
+        give it.
         """
-        scores = []
-        for position, (guess, token_id) in enumerate(zip(self.model_tokens, tokens, strict=False)):
-            scores.append((position, guess == token_id))
-            if guess != token_id:
-                return scores
-        if len(self.model_tokens) < min(self.num_asked, len(tokens)):
-            scores.append((len(self.model_tokens), False))
-        return scores
+        guesses = self.model_tokens
+        if self.num_asked:
+            num_right = self.by_position.score(range(len(guesses)), guesses, tokens)
+            if num_right == len(guesses) < min(self.num_asked, len(tokens)):
+                self.by_position.record(num_right, hit=False)
+            self.by_confidence.score(self.confidences, guesses, tokens)
+        if self.match is not None:
+            length, proposed = self.match
+            self.by_match.score(range(length, length + len(proposed)), proposed, tokens)
 
     def best(
         self,

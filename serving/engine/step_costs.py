@@ -45,14 +45,14 @@ class StepCosts:
         self._measured: dict[tuple[int, int], list[float]] = {}  # ms by rows and tokens drafted, ascending
         self._rows: list[int] = []  # measured at the start, ascending
         self._base: list[float] = []  # ms, parallel to it
-        self._between: dict[int, float] = {}  # ms by rows, computed from them
+        self._between: list[float] = []  # ms by rows, computed from them
+        self._live: list[float] = []  # the same, as corrected by live steps
         self._draft_steps: dict[int, float] = {}  # ms of a step of one row by tokens drafted in it, as above
-        self._drafting: dict[int, float] = {}  # ms by tokens drafted, computed from them
+        self._drafting: list[float] = []  # ms by tokens drafted, computed from them
         self._plain: dict[int, _Samples] = {}  # ms of steps without proposals and drafts, by sequences
         self._learned = [0.0] * (LEARNED_ROWS + 1)  # by rows: ln(what they cost / what was measured)
         self._drift = _Samples()  # of now and then: ms of a step / what it was believed to cost
         self._mean_error = 0.0  # of steps of any rows
-        self._now: dict[int, float] = {}  # ms by rows until the next observation: planning asks many times
         self._number = 0
 
     @property
@@ -68,8 +68,8 @@ class StepCosts:
     def measured(self, rows: int, ms: float) -> None:
         """Take a measurement of the start; of several the median counts."""
         self._between.clear()
+        self._live.clear()
         self._drafting.clear()
-        self._now.clear()
         at = bisect_left(self._rows, rows)
         if at == len(self._rows) or self._rows[at] != rows:
             self._rows.insert(at, rows)
@@ -93,8 +93,7 @@ class StepCosts:
         Returns what such a step usually takes by now.
         """
         self._number += 1
-        self._now.clear()
-        expected = self._row_ms(rows) + (self._draft_base_ms(num_drafted) if num_drafted else 0.0)
+        expected = self._upto(rows)[rows] + self._drafts_upto(num_drafted)[num_drafted]
         self._drift.add(ms / expected, self._number)
         if rows == num_sequences and not num_drafted:
             self._plain.setdefault(rows, _Samples()).add(ms, self._number)
@@ -111,18 +110,40 @@ class StepCosts:
 
     def ms(self, rows: int) -> float:
         """Milliseconds of a decode step, proposals included."""
-        known = self._now.get(rows)
-        if known is None:
-            known = self._now[rows] = self._row_ms(rows) * (self._drift.median or 1.0)
-        return known
+        return self._upto(rows)[rows] * self._now
 
     def draft_ms(self, num_tokens: int) -> float:
         """Milliseconds of drafting so many tokens, of one sequence or several."""
-        return self._draft_base_ms(num_tokens) * (self._drift.median or 1.0)
+        return self._drafts_upto(num_tokens)[num_tokens] * self._now
 
-    def _row_ms(self, rows: int) -> float:
-        """What was measured, as corrected since."""
-        return self._base_ms(rows) * exp(self._learned[min(rows, LEARNED_ROWS)])
+    def verifying(self, rows: int, most: int) -> list[float]:
+        """Milliseconds of decode steps of `rows` rows and 0, 1, ... `most` proposals."""
+        now = self._now
+        return [ms * now for ms in self._upto(rows + most)[rows : rows + most + 1]]
+
+    def drafting(self, rows: int, most: int) -> list[float]:
+        """The same, if the proposals are drafted in the step before."""
+        now, live = self._now, self._upto(rows + most)
+        drafts = self._drafts_upto(most)[: most + 1]
+        return [(ms + drafting) * now for ms, drafting in zip(live[rows:], drafts, strict=False)]
+
+    @property
+    def _now(self) -> float:
+        """How much slower everything is by now."""
+        return self._drift.median or 1.0
+
+    def _upto(self, rows: int) -> list[float]:
+        """Milliseconds by rows, as corrected, of so many at least."""
+        for count in range(len(self._live), rows + 1):
+            self._between.append(self._base_ms(count))
+            self._live.append(self._between[count] * exp(self._learned[min(count, LEARNED_ROWS)]))
+        return self._live
+
+    def _drafts_upto(self, num_tokens: int) -> list[float]:
+        """Milliseconds by tokens drafted, of so many at least."""
+        for count in range(len(self._drafting), num_tokens + 1):
+            self._drafting.append(self._draft_base_ms(count) if count else 0.0)
+        return self._drafting
 
     def _learn(self, rows: int, error: float) -> None:
         """A step of so many rows took (1 + `error`) times as long as usual."""
@@ -132,29 +153,25 @@ class StepCosts:
         surplus = error - self._mean_error
         self._mean_error += MEAN_RATE * surplus
         if rows < LEARNED_ROWS:
+            self._upto(rows + 1)
             for index, rate in ((rows - 1, RATE / 2), (rows, RATE), (rows + 1, RATE / 2)):
                 self._learned[index] += rate * surplus - FADING * self._learned[index]
+                self._live[index] = self._between[index] * exp(self._learned[index])
+            if rows + 1 == LEARNED_ROWS:  # whose correction holds for all beyond
+                del self._live[rows + 1 :], self._between[rows + 1 :]
 
     def _base_ms(self, rows: int) -> float:
         """What was measured at the start, on straight lines between and beyond."""
-        if rows in self._between:
-            return self._between[rows]
         at = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
         left, right = self._rows[at - 1], self._rows[at]
         low, high = min(self._base[at - 1 :]), min(self._base[at:])  # more rows are never faster
-        self._between[rows] = max(low + (high - low) / (right - left) * (rows - left), 1e-3)
-        return self._between[rows]
+        return max(low + (high - low) / (right - left) * (rows - left), 1e-3)
 
     def _draft_base_ms(self, num_tokens: int) -> float:
         """On a straight line through the fewest and the most tokens measured; the first one costs most.
 
         A step without drafts may by chance have taken longer: a drafted token still costs something.
         """
-        if num_tokens not in self._drafting:
-            self._drafting[num_tokens] = self._interpolated_draft_ms(num_tokens)
-        return self._drafting[num_tokens]
-
-    def _interpolated_draft_ms(self, num_tokens: int) -> float:
         plain = self._base_ms(1)
         fewest, most = min(self._draft_steps), max(self._draft_steps)
         first = max(self._draft_steps[fewest] - plain, LEAST_FIRST * plain) / fewest

@@ -30,6 +30,12 @@ class MadeUpCosts(StepCosts):
         per_token = self._draft_ms if self._rng is None else self._rng.uniform(0.0, 0.4)
         return 1e6 * num_tokens * per_token
 
+    def verifying(self, rows: int, most: int) -> list[float]:
+        return [self.ms(rows + count) for count in range(most + 1)]
+
+    def drafting(self, rows: int, most: int) -> list[float]:
+        return [self.ms(rows + count) + self.draft_ms(count) for count in range(most + 1)]
+
     def plain_ms(self, num_sequences: int) -> float:
         return self.ms(num_sequences)
 

@@ -158,3 +158,27 @@ def test_hiccups_do_not_speak_against_speculation() -> None:
         drafter.step_done(plain if number % 64 == 0 else proposing, 2, 60.0 if number % 10 == 1 else 6.0)
     assert drafter.comparison.phase is not Phase.OFF
     assert drafter.comparison.speedup > 1.5
+
+
+def test_what_planning_asks_in_between_changes_no_costs() -> None:
+    """Tables of costs are kept from step to step."""
+    asked, silent = (costs_of((1, 4.0), (4, 4.4), (32, 20.0), (80, 50.0)) for _ in range(2))
+    rng = random.Random(3)
+    for costs in (asked, silent):
+        costs.measured_draft(1, 4.6)
+        costs.measured_draft(8, 5.6)
+    for number in range(300):
+        asked.verifying(rng.randint(1, 90), rng.randint(0, 20))
+        asked.drafting(rng.randint(1, 90), rng.randint(0, 20))
+        rows, drafted, ms = rng.choice((1, 4, 62, 63, 64, 80)), rng.randint(0, 4), rng.uniform(2.0, 90.0)
+        for costs in (asked, silent):
+            costs.observe(1, rows, drafted, ms)
+            if number % 50 == 0:
+                costs.measured(4, ms)
+                costs.measured_draft(8, ms)
+    every = range(1, 100)
+    assert [asked.ms(rows) for rows in every] == [silent.ms(rows) for rows in every]
+    assert asked.verifying(3, 80) == [silent.ms(3 + count) for count in range(81)]
+    assert asked.drafting(3, 12) == pytest.approx(
+        [silent.ms(3 + count) + silent.draft_ms(count) for count in range(13)]
+    )
