@@ -57,9 +57,14 @@ class Drafter:
 
     def plan(self, parts: abc.Sequence[Part], free_rows: int) -> None:
         """Decide proposals and draft requests of a step that has room for `free_rows` more rows."""
-        self._last_load = _load(parts)
+        num_decodes = num_rows = 0
+        for part in parts:
+            num_decodes += part.decodes
+            num_rows += part.num_tokens
+        only_decodes = num_decodes == len(parts)
+        # Steps of 1, 2 to 3, 4 to 7 ... decoding sequences are alike.
+        self._last_load = num_decodes.bit_length()
         phase = self.comparison.phase if self.costs.known else Phase.OFF
-        only_decodes = all(part.decodes for part in parts)
         if phase in (Phase.WIND_DOWN, Phase.PLAIN) and not only_decodes:
             phase = Phase.SPECULATE  # what such a step takes proves nothing
         if phase is Phase.OFF:
@@ -72,11 +77,8 @@ class Drafter:
         # Whose prompt is computed will decode soon: proposals that do not pay then only delay it now.
         pays = due and could_pay(len(parts), self.costs.verifying(len(parts), A_FEW), NEARLY_SURE)
         if pays and phase is not Phase.PLAIN:
-            self._propose(
-                [part for part in parts if part.decodes and part.may_propose],
-                sum(part.num_rows for part in parts),
-                free_rows,
-            )
+            decodes = [part for part in parts if part.decodes and part.may_propose]
+            self._propose(decodes, num_rows, free_rows)
         if self._max_model_tokens and self.costs.drafts_known:
             self._request_drafts(parts, phase, pays=pays)
         if phase is Phase.SPECULATE and only_decodes:
@@ -96,11 +98,15 @@ class Drafter:
 
     def step_done(self, parts: abc.Sequence[Part], num_tokens: int, ms: float) -> None:
         """A planned step that gave `num_tokens` new tokens took so long, everything around it included."""
-        if not self.costs.known or not all(part.decodes for part in parts):
+        if not self.costs.known:
             return
-        rows = sum(part.num_rows for part in parts)
-        drafts = [part.sequence.draft for part in parts if part.draft is not None and part.draft.num_tokens]
-        drafted = sum(len(draft.model_tokens) for draft in drafts if draft is not None)
+        rows = drafted = 0
+        for part in parts:
+            if not part.decodes:
+                return
+            rows += part.num_rows
+            if part.draft is not None and part.draft.num_tokens and part.sequence.draft is not None:
+                drafted += len(part.sequence.draft.model_tokens)
         usual = self.costs.observe(len(parts), rows, drafted, ms)
         speculated = drafted > 0 or rows > len(parts)
         self.comparison.step_done(len(parts), num_tokens, min(ms, HICCUP * usual), speculated=speculated)
@@ -250,11 +256,6 @@ def _shared_acceptance(size: int, prior: abc.Sequence[float]) -> Acceptance:
 def _own_acceptance(shared: Acceptance, weight: float, decay: float, fading: float) -> Acceptance:
     """Of one sequence: what it shows counts for all."""
     return Acceptance(shared, weight, decay, fading)
-
-
-def _load(parts: abc.Sequence[Part]) -> int:
-    """Steps of 1, 2 to 3, 4 to 7 ... decoding sequences are alike."""
-    return sum(part.decodes for part in parts).bit_length()
 
 
 def _count_quiet(sampling: list[Part], widths: list[int]) -> None:
