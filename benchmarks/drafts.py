@@ -17,19 +17,19 @@ from typing import Annotated
 import typer
 from prompts import prompts_by_kind
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.model.registry import DEFAULT_MODEL, resolve
 from flashlet.model.sampling import SamplingParams
 from flashlet.serving.config import MemoryAmount
 from flashlet.serving.engine.engine import Engine
 from flashlet.serving.engine.request import GenerationRequest, TokenEvent
-from flashlet.serving.engine.step_costs import StepCosts
 from flashlet.serving.loading import LoadOptions, load_engine
 
 _KV_BYTES = 1 << 28
 _NEVER_OFF = 1e6  # what steps take says nothing here: beside such costs it is nothing
 
 
-class FixedCosts(StepCosts):
+class FixedCosts(StepCosts):  # type: ignore[misc]
     """A plain step costs 1; adds up what decode steps cost."""
 
     known = drafts_known = True

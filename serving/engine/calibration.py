@@ -8,11 +8,11 @@ import time
 from collections import deque
 from typing import NamedTuple
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.model.executor import Executor
 from flashlet.model.sampling import SampleRequest, SamplingParams
 from flashlet.model.step import DraftRequest, SequenceSlice, Step
 from flashlet.serving.engine.block_manager import BlockManager
-from flashlet.serving.engine.step_costs import StepCosts
 
 logger = logging.getLogger(__name__)
 

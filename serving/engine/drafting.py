@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import abc
 from itertools import repeat
 
-from flashlet.kernels.cpu import Acceptance, TokenHistory, best_rate, best_widths, could_pay
+from flashlet.kernels.cpu import Acceptance, StepCosts, TokenHistory, best_rate, best_widths, could_pay
 from flashlet.model.step import DraftRequest, SliceOutput
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
 from flashlet.serving.engine.plan import Part
 from flashlet.serving.engine.sequence import Sequence
 from flashlet.serving.engine.sequence_draft import SequenceDraft
-from flashlet.serving.engine.step_costs import StepCosts
 
 MAX_MATCH: int = TokenHistory.MAX_MATCH  # longest match that n-grams tell from shorter ones
 MAX_NGRAM_TOKENS = 12  # most tokens that n-grams propose at once
@@ -224,11 +223,13 @@ class Drafter:
         """Milliseconds by the number of tokens that are drafted in a step and verified in the next, if that
         could pay.
         """
-        cost_ms = self.costs.drafting(num_sequences, A_FEW)
+        most = num_sequences * max(3, self._max_model_tokens)
+        cost_ms: list[float] = self.costs.drafting(num_sequences, A_FEW)
         if not could_pay(num_sequences, cost_ms, NEARLY_SURE):
             return None
-        most = num_sequences * max(3, self._max_model_tokens)
-        return cost_ms if most <= A_FEW else self.costs.drafting(num_sequences, most)
+        if most > A_FEW:
+            cost_ms = self.costs.drafting(num_sequences, most)
+        return cost_ms
 
     def _model_pays(self, num_sequences: int) -> bool:
         """Whether the draft model would be asked for anything if so many sequences decoded."""

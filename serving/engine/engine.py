@@ -9,6 +9,7 @@ from collections import abc
 from dataclasses import asdict, replace
 from typing import Protocol
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.model.executor import Executor
 from flashlet.serving.engine.block_manager import BlockManager
 from flashlet.serving.engine.calibration import Calibration
@@ -23,7 +24,6 @@ from flashlet.serving.engine.retry_times import RetryTimes
 from flashlet.serving.engine.scheduler import Scheduler
 from flashlet.serving.engine.sequence import Sequence
 from flashlet.serving.engine.stats import EngineStats
-from flashlet.serving.engine.step_costs import StepCosts
 from flashlet.serving.engine.step_times import StepLoad
 from flashlet.serving.engine.stop_checker import StopChecker, StreamDecoder
 from flashlet.serving.errors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from enum import Enum, auto
 
-from flashlet.serving.engine.step_costs import StepCosts
+from flashlet.kernels.cpu import StepCosts
 
 logger = logging.getLogger(__name__)
 

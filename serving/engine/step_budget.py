@@ -6,10 +6,10 @@ import math
 import time
 from bisect import bisect_right
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.plan import Plan
 from flashlet.serving.engine.sequence import Sequence
-from flashlet.serving.engine.step_costs import StepCosts
 from flashlet.serving.engine.step_times import StepTimes
 
 STEP_MS = 40.0  # what a step may take for which several streams wait

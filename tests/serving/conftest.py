@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.serving.engine.engine import Engine
-from flashlet.serving.engine.step_costs import StepCosts
 
 Speculating = Callable[..., Engine]
 
 
-class MadeUpCosts(StepCosts):
+class MadeUpCosts(StepCosts):  # type: ignore[misc]
     """Rows cost nothing, drafted tokens what is said; or with `rng` anything, so that anything happens."""
 
     known = drafts_known = True

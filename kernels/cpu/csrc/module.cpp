@@ -18,8 +18,8 @@ namespace nb = nanobind;
 
 namespace flashlet {
 
-void bind_kernels(nb::module_& m);     // kernels_module.cpp
-void bind_acceptance(nb::module_& m);  // acceptance_module.cpp
+void bind_kernels(nb::module_& m);  // kernels_module.cpp
+void bind_drafter(nb::module_& m);  // drafter_module.cpp
 
 namespace {
 
@@ -153,7 +153,7 @@ class NativeModel {
 NB_MODULE(_native, m) {
     using namespace flashlet;
     bind_kernels(m);
-    bind_acceptance(m);
+    bind_drafter(m);
     m.def("compiler", [] { return __VERSION__; }, "Version of the compiler that built this module.");
     m.def(
         "instruction_sets",

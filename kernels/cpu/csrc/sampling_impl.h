@@ -180,16 +180,22 @@ int gumbel_argmax(const float* x, const int32_t* ids, int n, int best, float tem
     return best;
 }
 
-float exp_sum(const float* x, int n, float largest, float temperature) {
+template <class Scaled>
+inline float exp_sum(const float* x, int n, float largest, Scaled&& scaled) {
     // exp() clamps at -87, so masked entries must be left out rather than underflow.
     const F32x16 floor = splat(-__builtin_inff());
     F32x16 sum = splat(0.0f);
     for (int i = 0; i < n; i += kLanes) {
-        const F32x16 v = load(x + i);
-        sum = add(sum,
-                  select_less(floor, v, exp16(div(sub(v, splat(largest)), splat(temperature))), splat(0.0f)));
+        const F32x16 v = load(x + i), e = exp16(scaled(sub(v, splat(largest))));
+        sum = add(sum, select_less(floor, v, e, splat(0.0f)));
     }
     return fold_add(sum);
+}
+
+float exp_sum(const float* x, int n, float largest, float temperature) {
+    if (temperature == 1.0f)  // dividing takes as long as exp()
+        return exp_sum(x, n, largest, [](F32x16 v) { return v; });
+    return exp_sum(x, n, largest, [&](F32x16 v) { return div(v, splat(temperature)); });
 }
 
 void exp(const float* x, int n, float* y) {

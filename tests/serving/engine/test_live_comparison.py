@@ -8,11 +8,11 @@ from typing import cast
 
 import pytest
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.serving.engine.drafting import Drafter
 from flashlet.serving.engine.live_comparison import LiveComparison, Phase
 from flashlet.serving.engine.plan import Part
 from flashlet.serving.engine.sequence import Sequence
-from flashlet.serving.engine.step_costs import STALE, StepCosts
 
 
 def costs_of(*points: tuple[int, float]) -> StepCosts:
@@ -43,7 +43,7 @@ def test_costs_drift_with_the_median_of_live_steps() -> None:
     assert (costs.ms(1), costs.ms(4)) == pytest.approx((10.0, 12.0), rel=0.02)
     costs.observe(1, 4, 0, 7.0)
     assert costs.ms(4) == pytest.approx(12.0, rel=0.03)  # one step does not say what three rows more cost
-    for _ in range(STALE + 1):
+    for _ in range(StepCosts.STALE + 1):
         costs.observe(1, 4, 0, 6.0)
     assert (costs.ms(4), costs.plain_ms(1)) == pytest.approx((6.0, 5.0), rel=0.05)
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.serving.engine.config import EngineConfig
 from flashlet.serving.engine.plan import Plan
 from flashlet.serving.engine.request import GenerationRequest
 from flashlet.serving.engine.step_budget import STEP_MS, StepBudget, prompt_tokens
-from flashlet.serving.engine.step_costs import StepCosts
 from flashlet.serving.engine.step_times import StepLoad, StepTimes
 
 CHUNK = 64

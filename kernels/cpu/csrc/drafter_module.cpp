@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "acceptance.h"
+#include "step_costs.h"
 
 namespace nb = nanobind;
 
@@ -19,7 +20,7 @@ const std::vector<double>& checked(const std::vector<double>& cost_ms) {
 
 }  // namespace
 
-void bind_acceptance(nb::module_& m) {
+void bind_drafter(nb::module_& m) {
     nb::class_<Acceptance>(m, "Acceptance", "How often proposed tokens turn out right, by index.")
         .def(nb::init<std::vector<double>, double, double, double>(), nb::arg("prior"), nb::arg("weight"),
              nb::arg("decay"), nb::arg("fading"))
@@ -55,6 +56,26 @@ void bind_acceptance(nb::module_& m) {
         },
         nb::arg("base_tokens"), nb::arg("cost_ms"), nb::arg("chance"),
         "Whether there is any use in proposals, even if each is right with probability `chance`.");
+    nb::class_<StepCosts>(m, "StepCosts", "Milliseconds of decode steps, by rows and by tokens drafted.")
+        .def(nb::init<>())
+        .def_prop_ro("known", &StepCosts::known, "Whether anything was measured.")
+        .def_prop_ro("drafts_known", &StepCosts::drafts_known, "Whether it was measured what drafting costs.")
+        .def("measured", &StepCosts::measured, nb::arg("rows"), nb::arg("ms"),
+             "Take a measurement of the start; of several the median counts.")
+        .def("measured_draft", &StepCosts::measured_draft, nb::arg("num_tokens"), nb::arg("ms"),
+             "Take a measurement of the start: a step of one row that drafted so many tokens.")
+        .def("observe", &StepCosts::observe, nb::arg("num_sequences"), nb::arg("rows"),
+             nb::arg("num_drafted"), nb::arg("ms"),
+             "Learn from a decode step; returns what such a step usually takes by now.")
+        .def("plain_ms", &StepCosts::plain_ms, nb::arg("num_sequences"),
+             "Of a decode step without proposals and drafts.")
+        .def("ms", &StepCosts::ms, nb::arg("rows"), "Of a decode step, proposals included.")
+        .def("draft_ms", &StepCosts::draft_ms, nb::arg("num_tokens"), "Of drafting so many tokens.")
+        .def("verifying", &StepCosts::verifying, nb::arg("rows"), nb::arg("most"),
+             "Of decode steps of `rows` rows and 0, 1, ... `most` proposals.")
+        .def("drafting", &StepCosts::drafting, nb::arg("rows"), nb::arg("most"),
+             "The same, if the proposals are drafted in the step before.")
+        .attr("STALE") = StepCosts::kStale;
 }
 
 }  // namespace flashlet
