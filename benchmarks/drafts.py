@@ -29,7 +29,7 @@ _KV_BYTES = 1 << 28
 _NEVER_OFF = 1e6  # what steps take says nothing here: beside such costs it is nothing
 
 
-class FixedCosts(StepCosts):  # type: ignore[misc]
+class FixedCosts(StepCosts):
     """A plain step costs 1; adds up what decode steps cost."""
 
     known = drafts_known = True

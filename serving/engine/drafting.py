@@ -28,7 +28,7 @@ RARELY = 4  # but in every fourth step
 QUIET = 16  # steps without drafting after which the draft model follows no longer
 HICCUP = 1.5  # times the usual: a step that took longer says nothing about speculation
 NEARLY_SURE = 0.9  # chance of a proposal as good as they come
-A_FEW = MAX_NGRAM_TOKENS  # proposals: where none of so many pay, no more do
+A_FEW = 15  # proposals: where none of so many would pay, more are not looked for
 MARGIN = 0.1  # of its speed that a sequence must gain by n-grams over a draft model, which knows them
 
 
@@ -97,7 +97,7 @@ class Drafter:
 
     def step_done(self, parts: abc.Sequence[Part], num_tokens: int, ms: float) -> None:
         """A planned step that gave `num_tokens` new tokens took so long, everything around it included."""
-        if not self.costs.known:
+        if not (parts and self.costs.known):
             return
         rows = drafted = 0
         for part in parts:
@@ -114,24 +114,23 @@ class Drafter:
         """Let sequences bring as many proposals as pay, in a step of `num_rows` rows without them."""
         if not decodes or free_rows <= 0:
             return
-        cost_ms = self._verifying(num_rows, len(decodes), min(free_rows, A_FEW))
+        cost_ms = self._verifying_costs(num_rows, len(decodes), A_FEW)
         if not could_pay(len(decodes), cost_ms, NEARLY_SURE):
             return
 
         def promise(curve: list[float]) -> float:
-            rate: float = best_rate(curve, len(decodes), cost_ms)
-            return rate
+            return best_rate(curve, len(decodes), cost_ms)
 
         margin = 1 + MARGIN / len(decodes)
         candidates = [self._candidate(part.sequence, promise, margin) for part in decodes]
         curves = [curve for _, curve in candidates]
-        if (most := min(free_rows, sum(map(len, curves)))) >= len(cost_ms):
-            cost_ms = self._verifying(num_rows, len(decodes), most)
-        widths = best_widths(curves, len(decodes), cost_ms)
+        if (most := min(free_rows, sum(map(len, curves)))) > A_FEW:
+            cost_ms = self._verifying_costs(num_rows, len(decodes), most)
+        widths = best_widths(curves, len(decodes), cost_ms[: most + 1])
         for part, (proposed, _), width in zip(decodes, candidates, widths, strict=True):
             part.proposed = proposed[:width]
 
-    def _verifying(self, num_rows: int, num_sequences: int, most: int) -> list[float]:
+    def _verifying_costs(self, num_rows: int, num_sequences: int, most: int) -> list[float]:
         """Milliseconds by the number of proposals. What other rows than those of the sequences cost is for
         prompts, not for these tokens.
         """
@@ -157,7 +156,7 @@ class Drafter:
         widths, least = [0] * len(sampling), 0.0
         cost_ms = None
         if phase is Phase.SPECULATE and pays and sampling:
-            cost_ms = self._drafting(len(sampling))
+            cost_ms = self._drafting_costs(len(sampling))
         if cost_ms is not None:
             curves = [self._model_curve(part) for part in sampling]
             widths = best_widths(curves, len(sampling), cost_ms)
@@ -190,8 +189,7 @@ class Drafter:
     def _least_confidence(self, num_sequences: int, cost_ms: list[float]) -> float:
         """Chance that all proposals are right below which one more does not pay, drafted and verified."""
         one_more = (cost_ms[3 * num_sequences] - cost_ms[num_sequences]) / 2  # of each
-        first_is_right: float = self._by_position.rate(0)
-        return max(0.0, one_more / cost_ms[0] / first_is_right)
+        return max(0.0, one_more / cost_ms[0] / self._by_position.rate(0))
 
     def _follow(self, part: Part, num_tokens: int, least_confidence: float = 0.0) -> None:
         """Let the draft model follow `part`, from here on or still, and propose `num_tokens`."""
@@ -216,15 +214,14 @@ class Drafter:
         useful = sequence.max_tokens - sequence.num_output_tokens - 2  # behind this step's and the next's
         if draft.uses_match or useful <= 0:
             return []
-        curve: list[float] = draft.by_position.survival(range(min(self._max_model_tokens, useful)))
-        return curve
+        return draft.by_position.survival(range(min(self._max_model_tokens, useful)))
 
-    def _drafting(self, num_sequences: int) -> list[float] | None:
+    def _drafting_costs(self, num_sequences: int) -> list[float] | None:
         """Milliseconds by the number of tokens that are drafted in a step and verified in the next, if that
         could pay.
         """
-        most = num_sequences * max(3, self._max_model_tokens)
-        cost_ms: list[float] = self.costs.drafting(num_sequences, A_FEW)
+        most = num_sequences * max(3, self._max_model_tokens)  # three are what _least_confidence asks
+        cost_ms = self.costs.drafting(num_sequences, A_FEW)
         if not could_pay(num_sequences, cost_ms, NEARLY_SURE):
             return None
         if most > A_FEW:
@@ -233,7 +230,7 @@ class Drafter:
 
     def _model_pays(self, num_sequences: int) -> bool:
         """Whether the draft model would be asked for anything if so many sequences decoded."""
-        cost_ms = self._drafting(num_sequences)
+        cost_ms = self._drafting_costs(num_sequences)
         curves = [self._by_position.survival(range(self._max_model_tokens))] * num_sequences
         return cost_ms is not None and any(best_widths(curves, num_sequences, cost_ms))
 

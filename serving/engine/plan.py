@@ -60,14 +60,14 @@ class Part:
             self.proposed = self.proposed[: len(masks) - 1]
         output = sequence.output if needs_history else ()
         length = len(sequence.tokens)
-        suppressed = 0 if constraint is not None else sequence.request.min_tokens - sequence.num_output_tokens
+        still_needed = sequence.request.min_tokens - sequence.num_output_tokens if constraint is None else 0
         return [
             SampleRequest(
                 params=params,
                 position=length + i,
                 prompt=sequence.request.prompt if needs_history else (),
                 output=[*output, *self.proposed[:i]] if needs_history else (),
-                suppressed=sequence.stop_token_ids if i < suppressed else (),
+                suppressed=sequence.stop_token_ids if i < still_needed else (),
                 allowed=None if masks is None else masks[i],
             )
             for i in range(1 + len(self.proposed))

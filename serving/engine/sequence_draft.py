@@ -56,11 +56,10 @@ class SequenceDraft:
         give it.
         """
         guesses = self.model_tokens
-        if self.num_asked:
-            num_right = self.by_position.score(range(len(guesses)), guesses, tokens)
-            if num_right == len(guesses) < min(self.num_asked, len(tokens)):
-                self.by_position.record(num_right, hit=False)
-            self.by_confidence.score(self.confidences, guesses, tokens)
+        num_right = self.by_position.score(range(len(guesses)), guesses, tokens)
+        if num_right == len(guesses) < min(self.num_asked, len(tokens)):
+            self.by_position.record(num_right, hit=False)
+        self.by_confidence.score(self.confidences, guesses, tokens)
         if self.match is not None:
             length, proposed = self.match
             self.by_match.score(range(length, length + len(proposed)), proposed, tokens)

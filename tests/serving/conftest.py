@@ -13,7 +13,7 @@ from flashlet.serving.engine.engine import Engine
 Speculating = Callable[..., Engine]
 
 
-class MadeUpCosts(StepCosts):  # type: ignore[misc]
+class MadeUpCosts(StepCosts):
     """Rows cost nothing, drafted tokens what is said; or with `rng` anything, so that anything happens."""
 
     known = drafts_known = True

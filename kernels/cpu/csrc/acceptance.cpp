@@ -10,7 +10,7 @@ namespace flashlet {
 Acceptance::Acceptance(std::vector<double> prior, double weight, double decay, double fading)
     : counts_(prior.size()), weight_(weight), decay_(decay), fading_(fading) {
     if (prior.empty()) throw std::invalid_argument("prior: expected one rate or more, got none");
-    for (size_t i = 0; i < prior.size(); ++i) counts_[i].prior = counts_[i].rate = prior[i];
+    for (size_t i = 0; i < prior.size(); ++i) counts_[i].prior = prior[i];
 }
 
 Acceptance::Acceptance(std::shared_ptr<Acceptance> shared, double weight, double decay, double fading)
@@ -19,26 +19,22 @@ Acceptance::Acceptance(std::shared_ptr<Acceptance> shared, double weight, double
     counts_.resize(shared_->counts_.size());
 }
 
-size_t Acceptance::at(int index) const {
+size_t Acceptance::place_of(int index) const {
     if (index < 0) throw std::invalid_argument("index: expected 0 or more, got " + std::to_string(index));
     return std::min(static_cast<size_t>(index), counts_.size() - 1);
 }
 
-double Acceptance::rate_of(size_t at) const {
-    const Counts& counts = counts_[at];
-    const double prior = shared_ != nullptr ? shared_->counts_[at].rate : counts.prior;
+double Acceptance::rate(int index) const {
+    const Counts& counts = counts_[place_of(index)];
+    const double prior = shared_ != nullptr ? shared_->rate(index) : counts.prior;
     return (counts.hits + weight_ * prior) / (counts.trials + weight_);
 }
 
-double Acceptance::rate(int index) const { return rate_of(at(index)); }
-
 void Acceptance::record(int index, bool hit) {
-    const size_t place = at(index);
-    Counts& counts = counts_[place];
+    Counts& counts = counts_[place_of(index)];
     counts.trials = counts.trials * decay_ + 1;
     counts.hits = counts.hits * decay_ + (hit ? 1 : 0);
     if (shared_ != nullptr) shared_->record(index, hit);
-    counts.rate = rate_of(place);
 }
 
 int Acceptance::score(const std::vector<int>& indices, const std::vector<int32_t>& proposed,
@@ -53,10 +49,9 @@ int Acceptance::score(const std::vector<int>& indices, const std::vector<int32_t
 }
 
 void Acceptance::fade() {
-    for (size_t i = 0; i < counts_.size(); ++i) {
-        counts_[i].trials *= fading_;
-        counts_[i].hits *= fading_;
-        counts_[i].rate = rate_of(i);
+    for (Counts& counts : counts_) {
+        counts.trials *= fading_;
+        counts.hits *= fading_;
     }
 }
 
@@ -78,13 +73,13 @@ std::vector<int> best_widths(const Curves& curves, int base_tokens, const std::v
     std::sort(ranked.rbegin(), ranked.rend());
     ranked.resize(std::min(ranked.size(), cost_ms.size() - 1));
     size_t best = 0;
-    double tokens = base_tokens, best_rate = kWorthwhile * tokens / cost_ms[0];
+    double tokens = base_tokens, rate_to_beat = kWorthwhile * tokens / cost_ms[0];
     for (size_t i = 0; i < ranked.size(); ++i) {
         tokens += ranked[i].first;
         const double rate = tokens / cost_ms[i + 1];
-        if (rate <= best_rate) continue;
+        if (rate <= rate_to_beat) continue;
         best = i + 1;
-        best_rate = rate;
+        rate_to_beat = rate;
     }
     std::vector<int> widths(curves.size());
     for (size_t i = 0; i < best; ++i) ++widths[ranked[i].second];

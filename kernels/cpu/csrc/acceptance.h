@@ -40,12 +40,10 @@ class Acceptance {
   private:
     struct Counts {
         double trials = 0.0, hits = 0.0;
-        double prior = 0.0;  // of its own, where nothing is shared
-        double rate = 0.0;   // as it was when something was last counted
+        double prior = 0.0;  // where nothing is shared
     };
 
-    size_t at(int index) const;
-    double rate_of(size_t at) const;
+    size_t place_of(int index) const;
 
     std::shared_ptr<Acceptance> shared_;
     std::vector<Counts> counts_;
@@ -58,9 +56,9 @@ inline constexpr double kWorthwhile = 1.04;  // times the speed without proposal
 
 // Proposals per sequence that give the most expected tokens per millisecond of the whole step. curves[i][j]
 // is the probability that the first j + 1 proposals of sequence i are right, so it falls with j; the step
-// yields `base_tokens` without any. cost_ms[n] is what the step costs with n proposals in all; more are not
-// allowed. None are worth it that promise less than kWorthwhile more: chances and costs are estimates, and
-// the best of many is the one most overrated.
+// yields `base_tokens` without any. cost_ms[n] is what the step costs with n proposals in all; more than it
+// holds are not allowed, and it is never empty. None are worth it that promise less than kWorthwhile more:
+// chances and costs are estimates, and the best of many is the one most overrated.
 std::vector<int> best_widths(const Curves& curves, int base_tokens, const std::vector<double>& cost_ms);
 
 // Most tokens per millisecond that the first 0, 1, 2, ... proposals of a curve promise.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <tuple>
 
 namespace flashlet {
 namespace {
@@ -82,14 +83,15 @@ void Decoder::plan(const std::vector<Segment>& segments, int singles) {
     plan_units(tokens);
     // The longest contexts first, so that no thread is left with one at the end; of those that are alike,
     // units that read the same keys stay together.
-    const auto blocks = [&](const AttentionUnit& unit) {
+    const auto order = [&](const AttentionUnit& unit) {
         const Segment& segment = segments[static_cast<size_t>(unit.segment)];
-        return (segment.start + unit.row - segment.first_row) / kBlock;
+        const int blocks = (segment.start + unit.row - segment.first_row) / kBlock;
+        return std::tuple(-blocks, unit.segment, unit.kv_head, unit.row, unit.first_head);
     };
     const auto sorted = std::find_if(units_.begin(), units_.end(),
                                      [&](const AttentionUnit& unit) { return unit.segment >= singles; });
-    std::stable_sort(sorted, units_.end(),
-                     [&](const AttentionUnit& a, const AttentionUnit& b) { return blocks(a) > blocks(b); });
+    std::sort(sorted, units_.end(),
+              [&](const AttentionUnit& a, const AttentionUnit& b) { return order(a) < order(b); });
     plan_split(singles > 0 ? kMaxAhead : 0);
 }
 

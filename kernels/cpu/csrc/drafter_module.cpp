@@ -68,11 +68,10 @@ void bind_drafter(nb::module_& m) {
              nb::arg("num_drafted"), nb::arg("ms"),
              "Learn from a decode step; returns what such a step usually takes by now.")
         .def("plain_ms", &StepCosts::plain_ms, nb::arg("num_sequences"),
-             "Of a decode step without proposals and drafts.")
-        .def("ms", &StepCosts::ms, nb::arg("rows"), "Of a decode step, proposals included.")
-        .def("draft_ms", &StepCosts::draft_ms, nb::arg("num_tokens"), "Of drafting so many tokens.")
+             "Milliseconds of a decode step without proposals and drafts.")
+        .def("ms", &StepCosts::ms, nb::arg("rows"), "Milliseconds of a decode step, proposals included.")
         .def("verifying", &StepCosts::verifying, nb::arg("rows"), nb::arg("most"),
-             "Of decode steps of `rows` rows and 0, 1, ... `most` proposals.")
+             "Milliseconds of decode steps of `rows` rows and 0, 1, ... `most` proposals.")
         .def("drafting", &StepCosts::drafting, nb::arg("rows"), nb::arg("most"),
              "The same, if the proposals are drafted in the step before.")
         .attr("STALE") = StepCosts::kStale;

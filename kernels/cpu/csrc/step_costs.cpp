@@ -12,11 +12,11 @@ namespace {
 constexpr double kLeastFirst = 0.02, kLeastFurther = 0.005;  // that drafted tokens cost, of a step of one row
 constexpr double kLeast = 1e-3;                              // milliseconds that any step costs
 constexpr double kRate = 0.05;                               // share of its error that one step corrects
-constexpr double kLargestError =
-    0.2;                            // that counts: a hiccup, or a change of everything, says little of rows
+// That counts of an error: a hiccup, or a change of everything, says little about rows.
+constexpr double kLargestError = 0.2;
 constexpr double kMeanRate = 0.02;  // at which the mean of the errors follows them
-constexpr double kFading = 1e-3;    // of a correction, each time that such a step is seen: contexts end,
-                                    // and the machine changes
+// Of a correction, each time that such a step is seen: contexts end, and the machine changes.
+constexpr double kFading = 1e-3;
 
 double median_with(std::vector<double>& ascending, double value) {
     ascending.insert(std::upper_bound(ascending.begin(), ascending.end(), value), value);
@@ -31,7 +31,7 @@ void check(const char* what, int count, int least) {
 
 }  // namespace
 
-void StepCosts::Samples::add(double value, int number) {
+void StepCosts::Samples::add(double value, int64_t number) {
     values[static_cast<size_t>(count % kRecent)] = value;
     if (++count == 2 * kRecent) count = kRecent;  // still full, and the oldest one is next
     std::array<double, kRecent> sorted = values;
@@ -77,11 +77,6 @@ double StepCosts::ms(int rows) {
     return rows_upto(rows)[static_cast<size_t>(rows)] * now();
 }
 
-double StepCosts::draft_ms(int num_tokens) {
-    check("num_tokens", num_tokens, 0);
-    return drafts_upto(num_tokens)[static_cast<size_t>(num_tokens)] * now();
-}
-
 std::vector<double> StepCosts::verifying(int rows, int most) {
     check("rows", rows, 0);
     check("most", most, 0);
@@ -107,7 +102,7 @@ const std::vector<double>& StepCosts::rows_upto(int rows) {
 
 // A step without drafts may by chance have taken longer: a drafted token still costs something.
 const std::vector<double>& StepCosts::drafts_upto(int num_tokens) {
-    if (!drafts_known()) throw std::logic_error("step costs: expected a measured draft or more");
+    if (!known() || !drafts_known()) throw std::logic_error("step costs: expected a measured draft or more");
     for (auto count = static_cast<int>(drafts_.size()); count <= num_tokens; ++count)
         drafts_.push_back(count == 0 ? 0.0 : draft_base_ms(count));
     return drafts_;

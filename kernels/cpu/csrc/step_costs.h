@@ -3,6 +3,8 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <map>
 #include <unordered_map>
 #include <utility>
@@ -13,6 +15,9 @@ namespace flashlet {
 // Measured at the start (calibration.py); live steps say how much slower everything is by now, and, little by
 // little, what so many rows cost in comparison: with longer contexts another row costs more, and while memory
 // is slow it costs less.
+//
+// Tests and benchmarks replace it by classes of their own in Python: nothing here calls a method that they
+// override, so that they must override every one that is asked.
 //
 // Not one with StepTimes (step_times.py), whose smooth curve over any kind of step would hide the stairs
 // between one count of rows and the next.
@@ -40,9 +45,6 @@ class StepCosts {
     // Of a decode step, proposals included.
     double ms(int rows);
 
-    // Of drafting so many tokens, of one sequence or several.
-    double draft_ms(int num_tokens);
-
     // Of decode steps of `rows` rows and 0, 1, ... `most` proposals; and if those are drafted as well.
     std::vector<double> verifying(int rows, int most);
     std::vector<double> drafting(int rows, int most);
@@ -54,8 +56,8 @@ class StepCosts {
         std::array<double, kRecent> values{};
         int count = 0;
         double median = 0.0;
-        int last = 0;  // number of the latest observation
-        void add(double value, int number);
+        int64_t last = 0;  // number of the latest observation
+        void add(double value, int64_t number);
     };
 
     static constexpr int kLearnedRows = 64;  // up to which live steps correct what was measured
@@ -77,7 +79,7 @@ class StepCosts {
     std::array<double, kLearnedRows + 1> learned_{};  // by rows: ln(what they cost / what was measured)
     Samples drift_;                                   // of a step / what it was believed to cost
     double mean_error_ = 0.0;                         // of steps of any rows
-    int number_ = 0;
+    int64_t number_ = 0;
 };
 
 }  // namespace flashlet

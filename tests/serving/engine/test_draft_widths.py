@@ -143,14 +143,16 @@ def test_what_a_draft_model_left_out_counts_as_wrong() -> None:
         ((1, 2), 4, (1, 9), [0.75, 0.25, 0.5, 0.5]),
         ((1, 2), 2, (1, 2, 3), [0.75, 0.75, 0.5, 0.5]),
         ((), 2, (1,), [0.25, 0.5, 0.5, 0.5]),
+        ((), 0, (1, 2), [0.5, 0.5, 0.5, 0.5]),
     ):
         acceptances = [Acceptance([0.5] * 4, weight=1, decay=1.0, fading=1.0) for _ in range(3)]
+        others = Acceptance(acceptances[0], weight=1, decay=1.0, fading=1.0)  # believes what this one shows
         draft = SequenceDraft(*acceptances)
         draft.model_tokens, draft.num_asked = guesses, asked
         draft.confidences = [3 - i for i in range(len(guesses))]
         draft.learn(tokens)
         by_position, by_confidence, by_match = ([item.rate(i) for i in range(4)] for item in acceptances)
-        assert by_position == expected
+        assert by_position == expected == [others.rate(i) for i in range(4)]
         assert by_confidence[3] == (expected[0] if guesses else 0.5)
         assert by_match == [0.5] * 4
 

@@ -22,6 +22,11 @@ def costs_of(*points: tuple[int, float]) -> StepCosts:
     return costs
 
 
+def draft_ms(costs: StepCosts, num_tokens: int) -> float:
+    """What drafting so many tokens adds to a step."""
+    return costs.drafting(1, num_tokens)[-1] - costs.verifying(1, num_tokens)[-1]
+
+
 def test_costs_lie_on_straight_lines_between_what_was_measured() -> None:
     costs = costs_of((1, 5.0), (8, 9.0), (4, 5.0), (4, 6.0))
     assert [costs.ms(rows) for rows in (1, 3, 4, 6, 8, 12)] == [5.0, 5.0, 5.0, 7.0, 9.0, 13.0]
@@ -32,7 +37,7 @@ def test_one_lucky_or_disturbed_measurement_changes_nothing() -> None:
     for ms in (6.0, 6.1, 1.0):
         costs.measured_draft(1, ms)
     assert (costs.ms(1), costs.ms(4)) == (5.0, 6.2)
-    assert costs.draft_ms(1) == pytest.approx(1.0)
+    assert draft_ms(costs, 1) == pytest.approx(1.0)
 
 
 def test_costs_drift_with_the_median_of_live_steps() -> None:
@@ -85,11 +90,31 @@ def test_drafted_tokens_cost_what_remains_of_a_step() -> None:
     costs = costs_of((1, 5.0), (4, 5.0))
     assert not costs.drafts_known
     costs.measured_draft(1, 5.5)
-    assert (costs.draft_ms(1), costs.draft_ms(3)) == (0.5, 1.5)
+    assert (draft_ms(costs, 1), draft_ms(costs, 3)) == pytest.approx((0.5, 1.5))
     costs.measured_draft(5, 6.3)  # further tokens are cheaper
-    assert costs.draft_ms(3) == pytest.approx(0.9)
+    assert draft_ms(costs, 3) == pytest.approx(0.9)
     costs.observe(1, 4, 3, 11.8)  # twice as slow now
-    assert costs.draft_ms(3) == pytest.approx(1.8)
+    assert draft_ms(costs, 3) == pytest.approx(1.8)
+
+
+def test_nothing_is_said_before_enough_was_measured() -> None:
+    costs = StepCosts()
+    costs.measured_draft(1, 5.5)
+    for _ in range(2):  # without any steps, and with those of one row
+        for ask in (
+            lambda: costs.ms(1),
+            lambda: costs.verifying(1, 3),
+            lambda: costs.drafting(1, 3),
+            lambda: costs.observe(1, 1, 1, 5.0),
+        ):
+            with pytest.raises(RuntimeError, match="expected"):
+                ask()
+        costs.measured(1, 5.0)
+    costs.measured(4, 6.0)
+    assert costs.drafting(1, 1) == pytest.approx([5.0, 5.0 + 1 / 3 + 0.5])
+    for rows in (0, -1):
+        with pytest.raises(ValueError, match="rows"):
+            costs.observe(1, rows, 0, 5.0)
 
 
 def test_drafted_tokens_are_never_free() -> None:
@@ -97,9 +122,9 @@ def test_drafted_tokens_are_never_free() -> None:
     costs = costs_of((1, 9.0), (4, 9.0))
     costs.measured_draft(1, 5.5)
     costs.measured_draft(8, 7.6)
-    assert costs.draft_ms(1) > 0.1 and costs.draft_ms(3) > costs.draft_ms(2) + 0.01
+    assert draft_ms(costs, 1) > 0.1 and draft_ms(costs, 3) > draft_ms(costs, 2) + 0.01
     costs.measured(1, 5.0)
-    assert (costs.draft_ms(1), costs.draft_ms(8)) == pytest.approx((0.5, 2.6))
+    assert (draft_ms(costs, 1), draft_ms(costs, 8)) == pytest.approx((0.5, 2.6))
 
 
 def run(comparison: LiveComparison, tokens: int, ms: float, steps: int) -> list[Phase]:
@@ -180,5 +205,5 @@ def test_what_planning_asks_in_between_changes_no_costs() -> None:
     assert [asked.ms(rows) for rows in every] == [silent.ms(rows) for rows in every]
     assert asked.verifying(3, 80) == [silent.ms(3 + count) for count in range(81)]
     assert asked.drafting(3, 12) == pytest.approx(
-        [silent.ms(3 + count) + silent.draft_ms(count) for count in range(13)]
+        [silent.ms(3 + count) + draft_ms(silent, count) for count in range(13)]
     )
