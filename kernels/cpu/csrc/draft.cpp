@@ -200,7 +200,8 @@ void Draft::enter(Worker& worker, int rows) {
         std::fill(y + 2 * width, y + input_stride_, 0.0f);
         return y;
     });
-    if (rows <= Team::kPrivateRows) team_.finish(worker, Stage::kDraft);  // nobody reads the states any more
+    if (rows <= team_.private_rows())
+        team_.finish(worker, Stage::kDraft);  // nobody reads the states any more
     team_.product(worker, weights_.input, x, rows, Epilogue::kAdd, states_.data(), hidden_, Stage::kDraft,
                   decoder_.first_matrix(0));
 }

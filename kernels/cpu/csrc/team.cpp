@@ -9,13 +9,15 @@ namespace flashlet {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr size_t kHeadStart = size_t{1} << 17;  // bytes per thread: a part of its second-level cache
-constexpr size_t kLargestChunk = 320 << 10;     // bytes: tiles of rows find them in the second-level cache
+constexpr size_t kHeadStart = size_t{1} << 17;      // bytes per thread: a part of its second-level cache
+constexpr int kPrivateRows = 6, kPrivateWork = 32;  // rows at least; rows times threads
+constexpr size_t kLargestChunk = 320 << 10;  // bytes: tiles of rows find them in the second-level cache
 
 Team::Team(const KernelTable& kernels, const TeamLimits& limits)
     : kernels_(kernels),
       reads_pages_ahead_(reads_pages_ahead()),
       pool_(limits.threads),
+      private_rows_(std::max(kPrivateRows, kPrivateWork / pool_.size())),
       counters_(limits.stages, pool_.size()),
       quantized_(static_cast<size_t>(limits.rows) * input_units(limits)),
       scales_(static_cast<size_t>(limits.rows)),
@@ -25,8 +27,8 @@ Team::Team(const KernelTable& kernels, const TeamLimits& limits)
         worker.index = static_cast<int>(i);
         // A padded row may start behind another one that is not padded.
         worker.normed.resize(static_cast<size_t>(limits.width + kGroup));
-        worker.quantized.resize(kPrivateRows * input_units(limits));
-        worker.scales.resize(kPrivateRows);
+        worker.quantized.resize(static_cast<size_t>(private_rows_) * input_units(limits));
+        worker.scales.resize(static_cast<size_t>(private_rows_));
         worker.partials.resize(static_cast<size_t>(limits.partials));
         worker.sampler = std::make_unique<Sampler>(kernels, limits.vocab_size);
     }

@@ -107,7 +107,10 @@ class Team {
     // Rows per claim where a stage works row by row: each thread has some.
     int row_chunk(int rows) const { return std::clamp(rows / size(), 1, 4); }
 
-    static constexpr int kPrivateRows = 6;
+    // Rows that each thread quantizes for itself: the more threads, the fewer each would quantize of shared
+    // ones.
+    int private_rows() const { return private_rows_; }
+
     static constexpr size_t kLargePart =
         3 << 17;  // bytes; a smaller one ends before a processor reads ahead well
     static constexpr int kFewRowsBytes = 10 << 10;  // of integers, which leave weights room in a first cache
@@ -117,7 +120,7 @@ class Team {
   private:
     template <class RowOf>
     QuantizedRows quantized(Worker& worker, const InputFormat& inputs, int rows, int stride, RowOf&& row_of) {
-        const bool alone = rows <= kPrivateRows;
+        const bool alone = rows <= private_rows_;
         const int units = stride / kGroup * inputs.group_units;
         int16_t* values = alone ? worker.quantized.data() : quantized_.data();
         float* scales = alone ? worker.scales.data() : scales_.data();
@@ -157,6 +160,7 @@ class Team {
     const KernelTable& kernels_;
     const bool reads_pages_ahead_;  // the processor, where a product leaves it the time
     ThreadPool pool_;
+    const int private_rows_;
     ChunkCounters counters_;
     Lines<int16_t> quantized_;
     Lines<float> scales_;
