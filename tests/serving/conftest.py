@@ -43,6 +43,12 @@ class MadeUpCosts(StepCosts):
         return ms
 
 
+@pytest.fixture
+def free_costs() -> StepCosts:
+    """By which every proposal pays."""
+    return MadeUpCosts(None, draft_ms=0.0)
+
+
 @pytest.fixture(scope="session")
 def speculating() -> Speculating:
     """Gives an engine made-up costs in place of measured ones, and returns it."""

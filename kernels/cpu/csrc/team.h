@@ -107,8 +107,8 @@ class Team {
     // Rows per claim where a stage works row by row: each thread has some.
     int row_chunk(int rows) const { return std::clamp(rows / size(), 1, 4); }
 
-    // Rows that each thread quantizes for itself: the more threads, the fewer each would quantize of shared
-    // ones.
+    // Up to so many rows each thread quantizes all for itself: that spares a barrier and an exchange. The
+    // more threads could share the work, the fewer rows that pays for.
     int private_rows() const { return private_rows_; }
 
     static constexpr size_t kLargePart =

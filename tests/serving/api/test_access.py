@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.serving.admin.metrics import Histogram
 from flashlet.serving.engine.live_comparison import LiveComparison
 
@@ -127,13 +128,15 @@ def test_metrics(start_server: Callable[..., Server]) -> None:
     assert after["flashlet:inter_token_latency_seconds_sum"] > 0
 
 
-def test_speculation_is_counted(start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speculation_is_counted(
+    start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, free_costs: StepCosts
+) -> None:
     server = start_server(engine={"draft": "ngram"})
     drafter = server.service.model.engine_loop.engine.scheduler.drafter
     monkeypatch.setattr(
         LiveComparison, "step_done", lambda *args, **kwargs: None
     )  # it never turns itself off
-    drafter.costs.ms = lambda rows: 1.0
+    drafter.costs = free_costs
     body = {"prompt": "z z z z z z z z", "max_tokens": 9, "logit_bias": {"5": 100}}
     usage = server.post("/v1/completions", **body).json()["usage"]
     details = usage["completion_tokens_details"]

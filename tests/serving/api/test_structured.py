@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jsonschema import validate
 
+from flashlet.kernels.cpu import StepCosts
 from flashlet.serving.engine.live_comparison import LiveComparison
 
 if TYPE_CHECKING:
@@ -134,12 +135,15 @@ def test_an_answer_does_not_depend_on_its_batch_mates(server: Server) -> None:
 
 
 def test_drafts_do_not_change_an_answer(
-    server: Server, start_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    start_server: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    free_costs: StepCosts,
 ) -> None:
     drafting = start_server(engine={"draft": "ngram"})
     drafter = drafting.service.model.engine_loop.engine.scheduler.drafter  # type: ignore[union-attr]
     monkeypatch.setattr(LiveComparison, "step_done", lambda *args, **kwargs: None)
-    drafter.costs.ms = lambda rows: 1.0  # type: ignore[union-attr]
+    drafter.costs = free_costs  # type: ignore[union-attr]
     for fields in ({"guided_regex": "(abcd ){30}[xyz]*"}, {"response_format": schema_format(PERSON)}):
         body = {**fields, "seed": 2, "max_tokens": 180}
         assert ask(drafting, CHAT, **body) == ask(server, CHAT, **body)
