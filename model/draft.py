@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ from flashlet.model.config import MAX_LAYERS, ModelConfig, RopeConfig
 from flashlet.model.errors import FlashletError, ModelFormatError
 from flashlet.model.int8_layout import Layout, alternate_panels, packed, panels_of, vector
 from flashlet.model.parameters import check_shape
-from flashlet.model.quantize import pack_panels, quantize_matrix
+from flashlet.model.quantize import PANEL, pack_panels, quantize_matrix
 from flashlet.model.safetensors import PADDING_PREFIX, SafetensorsFile, encode_header
 from flashlet.model.weight_cache import ALIGNMENT, load_int8
 
 FORMAT = "flashlet-draft"
 VERSION = "1"
 MAX_DRAFT_TOKENS = 8  # that an executor proposes in one step
+SHORTLIST_UNIT = PANEL * PANEL  # outputs: whole panels, and whole panels of their scores
 DRAFTS = Path(__file__).parent / "drafts"  # those that are shipped
 Arrays = Mapping[str, NDArray[Any]]
 logger = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class DraftConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     target_fingerprint: str = ""  # of the weights that it was trained for; empty: not known
     bits: int = 8  # of a weight, 4 or 8
+    # Panels of 16 outputs whose scores are so far below the best are not looked at; 0: there is no shortlist.
+    shortlist_gap: float = 0.0
 
     def __post_init__(self) -> None:
         """Reject shapes that no kernel could run."""
@@ -91,6 +95,15 @@ class DraftConfig:
             raise ModelFormatError(
                 f"draft rms_norm_eps: expected a number between 0 and 1, found {self.rms_norm_eps}"
             )
+        if not 0 <= self.shortlist_gap < math.inf:
+            raise ModelFormatError(
+                f"draft shortlist_gap: expected 0 or a number of nats, found {self.shortlist_gap}"
+            )
+        if self.shortlist_gap and self.output_vocab_size % SHORTLIST_UNIT:
+            raise ModelFormatError(
+                f"draft output_vocab_size: expected a multiple of {SHORTLIST_UNIT} beside a shortlist, "
+                f"found {self.output_vocab_size}"
+            )
 
     def layers_config(self, context_length: int) -> ModelConfig:
         """The decoder layers as those of a model; without attention its heads are placeholders."""
@@ -126,13 +139,16 @@ class DraftConfig:
 def draft_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a draft's trained tensors; all float32 but `vocab_ids`; matrices are [out, in].
 
-    `vocab_ids` are the target's ids of the head's outputs, ascending.
+    `vocab_ids` are the target's ids of the head's outputs, ascending where there is no shortlist. A
+    shortlist scores each panel of 16 outputs.
     """
     hidden, inner, queries = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
     kv = config.num_kv_heads * config.head_dim
     attention = {"attn_norm": (hidden,), "q": (queries, hidden), "k": (kv, hidden), "v": (kv, hidden)}
     layer: dict[str, tuple[int, ...]] = attention | {"o": (hidden, queries)} if config.attention else {}
     layer |= {"ffn_norm": (hidden,), "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    panels = config.output_vocab_size // PANEL
+    shortlist: dict[str, tuple[int, ...]] = {"shortlist": (panels, hidden), "shortlist_bias": (panels,)}
     return {
         **{f"feature_norm.{index}": (hidden,) for index in range(len(config.features))},
         "fuse": (hidden, len(config.features) * hidden),
@@ -141,6 +157,7 @@ def draft_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
         "input": (hidden, 2 * hidden),
         **{f"layers.{i}.{name}": shape for i in range(config.num_layers) for name, shape in layer.items()},
         "out_norm": (hidden,),
+        **(shortlist if config.shortlist_gap else {}),
         "head": (config.output_vocab_size, hidden),
         "vocab_ids": (config.output_vocab_size,),
     }
@@ -274,8 +291,11 @@ def _open(path: Path) -> tuple[DraftConfig, SafetensorsFile]:
 
 
 def _check_vocabulary(config: DraftConfig, ids: NDArray[np.int32], where: str) -> None:
-    if ids[0] < 0 or ids[-1] >= config.vocab_size or not (np.diff(ids.astype(np.int64)) > 0).all():
-        raise ModelFormatError(f"{where}: vocab_ids: expected ascending ids below {config.vocab_size}")
+    order, known = "ascending", ids.astype(np.int64)
+    if config.shortlist_gap:
+        order, known = "distinct", np.sort(known)
+    if known[0] < 0 or known[-1] >= config.vocab_size or not (np.diff(known) > 0).all():
+        raise ModelFormatError(f"{where}: vocab_ids: expected {order} ids below {config.vocab_size}")
 
 
 def _packed_arrays(layout: Layout, tensors: Arrays, bits: int) -> Iterator[tuple[str, NDArray[Any]]]:

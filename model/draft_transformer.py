@@ -16,6 +16,7 @@ from flashlet.kernels.reference import BLOCK_SIZE
 from flashlet.model.arithmetic import Arithmetic, Linear, Matrix
 from flashlet.model.draft import DraftConfig
 from flashlet.model.kv_pool import KvPool
+from flashlet.model.quantize import PANEL
 from flashlet.model.sampler import confidence, sample
 from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
 from flashlet.model.step import DraftRequest
@@ -41,6 +42,7 @@ class DraftWeights:
     input: Matrix  # [hidden, 2 * hidden]
     layers: Sequence[Layer]
     out_norm: Tensor
+    shortlist: Linear | None  # [panels of 16 outputs, hidden]; none: all are looked at
     head: Matrix  # [outputs, hidden]
     vocab_ids: NDArray[np.int32]  # [outputs]: ids of the target
 
@@ -51,6 +53,10 @@ def draft_weights(
     """Weights from the arrays of a draft file; dequantized unless `exact`."""
     read, hidden = Int8Reader(arrays, device, exact=exact), config.hidden_size
     layers = config.layers_config(1)
+    shortlist = None
+    if config.shortlist_gap:
+        matrix = read.matrix("shortlist", config.output_vocab_size // PANEL, hidden)
+        shortlist = Linear(matrix, read.tensor("shortlist_bias"))
     return DraftWeights(
         config=config,
         feature_norms=[read.tensor(f"feature_norm.{i}") for i in range(len(config.features))],
@@ -60,6 +66,7 @@ def draft_weights(
         input=read.matrix("input", hidden, 2 * hidden),
         layers=[read.layer(layers, f"layers.{i}.") for i in range(config.num_layers)],
         out_norm=read.tensor("out_norm"),
+        shortlist=shortlist,
         head=read.matrix("head", config.output_vocab_size, hidden),
         vocab_ids=arrays["vocab_ids"],
     )
@@ -75,7 +82,7 @@ class DraftTransformer:
         self._weights, self._target, self._math = weights, target, arithmetic
         self.config = weights.config
         self._spare_block = pool.num_blocks - 1
-        self._own = set(weights.vocab_ids.tolist())
+        self._outputs = {token_id: output for output, token_id in enumerate(weights.vocab_ids.tolist())}
         layers = self.config.layers_config(target.config.context_length)
         self._decoder = Decoder(layers, weights.layers, arithmetic, pool)
 
@@ -125,9 +132,10 @@ class DraftTransformer:
                 state = self._rows(state, tokens[-1:], row)
             try:
                 choice = SampleRequest(params, request.position + 1 + len(tokens))
-                logits = self._logits(state)
-                if order.history is not None and logits.max() < np.inf:  # not for NaN, either
-                    self._remind(logits, order.history.successors([*chosen, *tokens]))
+                said = order.history.successors([*chosen, *tokens]) if order.history is not None else []
+                logits = self._logits(state, [token_id for token_id, _ in said])
+                if said and logits.max() < np.inf:  # not for NaN, either
+                    self._remind(logits, said)
                 tokens.append(sample(logits, choice))
             except NoTokenError:  # of the draft's own making: there is nothing to propose
                 break
@@ -144,12 +152,22 @@ class DraftTransformer:
             x = self._decoder.layer(index, x, rows)
         return x
 
-    def _logits(self, state: Tensor) -> NDArray[np.float32]:
-        """Logits of the target's vocabulary; -inf for tokens that the draft does not know."""
+    def _logits(self, state: Tensor, said: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of the target's vocabulary; -inf for tokens that the draft does not know or look at.
+
+        It looks at those of `said` that it knows.
+        """
         w = self._weights
-        known = self._math.linear(self._norm(state, w.out_norm), Linear(w.head))
+        x = self._norm(state, w.out_norm)
+        known = self._math.linear(x, Linear(w.head))[0].cpu().numpy()
+        if w.shortlist is not None:
+            scores = self._math.linear(x, w.shortlist)[0].cpu().numpy()
+            panels = scores > scores.max() - np.float32(self.config.shortlist_gap)
+            for token_id in self._outputs.keys() & set(said):
+                panels[self._outputs[token_id] // PANEL] = True
+            known = np.where(np.repeat(panels, PANEL), known, np.float32(-np.inf))
         logits = np.full(self.config.vocab_size, -np.inf, np.float32)
-        logits[w.vocab_ids] = known[0].cpu().numpy()
+        logits[w.vocab_ids] = known
         return logits
 
     def _remind(self, logits: NDArray[np.float32], successors: Sequence[tuple[int, float]]) -> None:
@@ -158,7 +176,7 @@ class DraftTransformer:
         doubt = BY_DOUBT * np.log(np.exp(logits - top).sum())
         for token_id, weight in successors:
             spoken = np.float32(weight) + doubt
-            if token_id in self._own:
+            if token_id in self._outputs:
                 logits[token_id] += spoken + BY_GAP * (top - logits[token_id])
             else:
                 logits[token_id] = top - GUEST_GAP + spoken

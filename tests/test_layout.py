@@ -42,7 +42,8 @@ TORCH_MODEL = {
 TORCH_SERVING = {
     f"serving/distill/{name}.py"
     for name in (
-        "draft_loss", "draft_run", "evaluation", "initial", "student", "target", "training", "windows",
+        "draft_loss", "draft_run", "evaluation", "initial", "shortlist", "student", "target", "training",
+        "windows",
     )
 }  # fmt: skip
 POLICY = {"scheduler.py", "block_manager.py", "sequence.py"}  # plain Python, no arrays

@@ -20,21 +20,25 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from flashlet.model.draft import DraftConfig, load_draft, save_draft
+from flashlet.model.draft import SHORTLIST_UNIT, DraftConfig, load_draft, save_draft
 from flashlet.model.draft_module import DraftModule
 from flashlet.model.draft_tensors import draft_tensors
 from flashlet.model.errors import FlashletError
+from flashlet.model.rounded_linear import round_weight, rounded_once
 from flashlet.model.weights import open_weights
 from flashlet.serving.distill.corpus import Corpus
 from flashlet.serving.distill.draft_loss import DraftLoss
 from flashlet.serving.distill.evaluation import Evaluation, StepCosts, evaluate
 from flashlet.serving.distill.initial import frequent_tokens, initial_draft
+from flashlet.serving.distill.shortlist import Shortlist, fit_shortlist
 from flashlet.serving.distill.target import TargetParts
 from flashlet.serving.distill.training import Trainer, TrainingOptions
 from flashlet.serving.distill.windows import Batch, batches, make_windows
 
 WINDOW = 512  # rows; longer conversations are cut
+SHORTLIST_ROWS, SHORTLIST_STEPS = 60_000, 3  # drafted rows that a shortlist is fitted to, of rollouts so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class DraftRun:
         config, arrays = load_draft(path, target)
         self._check_last(config.features)
         self._select(config)
-        config = replace(config, target_fingerprint=self._corpora[0].info.model)
+        config = replace(config, target_fingerprint=self._corpora[0].info.model, shortlist_gap=0.0)
         draft = DraftModule(config, target.context_length)
         draft.load_tensors(draft_tensors(config, arrays))
         self._write_beginning(draft, arrays["vocab_ids"])
@@ -161,17 +165,47 @@ class DraftRun:
         return evaluate(draft, target, make_windows(self._select(draft.config), True, WINDOW), num_steps)
 
     def export(self, path: Path, card: dict[str, Any]) -> None:
-        """Write the best weights as a draft file; `card` is added to what the run knows of itself."""
+        """Write the best weights as a draft file; `card` is added to what the run knows of itself.
+
+        The file gets a shortlist where its vocabulary allows.
+        """
         draft, target = self.load()
+        config, tensors = draft.config, {**draft.tensors(), "vocab_ids": target.vocab_ids}
         known = self.folder / "evaluation.json"
         measured = msgspec.json.decode(known.read_bytes()) if known.exists() else {}
-        tokens = sum(corpus.num_tokens for corpus in self._corpora)
-        save_draft(
-            path,
-            draft.config,
-            {**draft.tensors(), "vocab_ids": target.vocab_ids},
-            {"corpus_tokens": tokens, **measured, **card},
-        )
+        measured["corpus_tokens"] = sum(corpus.num_tokens for corpus in self._corpora)
+        if config.output_vocab_size % SHORTLIST_UNIT == 0:
+            found = self._shortlist(draft, target)
+            order = found.order.numpy()
+            config = replace(config, shortlist_gap=found.gap)
+            tensors |= {"head": tensors["head"][order], "vocab_ids": target.vocab_ids[order]}
+            tensors |= {"shortlist": found.weight.numpy(), "shortlist_bias": found.bias.numpy()}
+            measured["shortlist_panels"] = round(found.panels, 1)
+        save_draft(path, config, tensors, {**measured, **card})
+
+    @torch.inference_mode()
+    def _shortlist(self, draft: DraftModule, target: TargetParts) -> Shortlist:
+        def rows_of(held_out: bool) -> Tensor:
+            windows, rng = make_windows(self._select(draft.config), held_out, WINDOW), random.Random(0)
+            rows: list[Tensor] = []
+            for batch in batches(windows, 4096, SHORTLIST_STEPS, rng, remind=False):
+                embeddings = target.embed(batch.tokens[:, 1:])
+                outputs = draft.rollout(batch.features, embeddings, batch.starts, batch.rows, SHORTLIST_STEPS)
+                normed = draft.out_norm(torch.stack(outputs, dim=2))
+                rows.append(normed[batch.weights > 0])
+                if sum(map(len, rows)) >= SHORTLIST_ROWS:
+                    break
+            return torch.cat(rows) if rows else rows_of(held_out=False)  # a small corpus holds out nothing
+
+        draft.eval()
+        with rounded_once(draft):
+            bits, head = draft.config.bits, draft.head.weight
+            return fit_shortlist(
+                rows_of(held_out=False),
+                rows_of(held_out=True),
+                round_weight(head) if bits == 4 else head,
+                bits,
+            )
 
     def _check_last(self, features: Sequence[int]) -> None:
         """Training takes the target's distribution from there."""

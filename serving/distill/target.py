@@ -21,7 +21,7 @@ class TargetParts:
     """Frozen weights of the target, the head cut down to `vocab_ids`."""
 
     config: ModelConfig
-    vocab_ids: NDArray[np.int32]  # ascending
+    vocab_ids: NDArray[np.int32]  # [reduced vocabulary]
     embedding: Tensor  # [vocabulary, hidden]
     final_norm: Tensor  # [hidden]
     head: Tensor  # [reduced vocabulary, hidden]

@@ -10,14 +10,17 @@ using namespace flashlet;
 
 namespace {
 
-constexpr int kVocab = 37, kOutputs = 25;
+// Of the target; those that the draft has are the last ones.
+struct Vocabulary {
+    int size = 37, outputs = 25;
+};
 
 class TinyDraft {
   public:
     // `sure`: how far apart the logits are.
-    TinyDraft(int layers, bool attention, float sure = 1.0f) {
+    TinyDraft(int layers, bool attention, float sure = 1.0f, Vocabulary tokens = {}) : vocabulary(tokens) {
         model.shape = tiny_shape(layers, 4, 2, 10);
-        model.shape.vocab_size = kOutputs;
+        model.shape.vocab_size = vocabulary.outputs;
         DraftWeights& w = model.weights;
         const int hidden = model.shape.hidden_size;
         arrays_.decoder(model.shape, w);
@@ -32,14 +35,22 @@ class TinyDraft {
         w.input = arrays_.matrix(hidden, 2 * hidden);
         out_norm_.assign(static_cast<size_t>(round_up(hidden, kLanes)), sure);
         w.out_norm = out_norm_.data();
-        w.head = arrays_.matrix(kOutputs, hidden);
-        ids_.resize(kOutputs);
-        std::iota(ids_.begin(), ids_.end(), kVocab - kOutputs);
+        w.head = arrays_.matrix(vocabulary.outputs, hidden);
+        ids_.resize(static_cast<size_t>(vocabulary.outputs));
+        std::iota(ids_.begin(), ids_.end(), vocabulary.size - vocabulary.outputs);
         w.vocab_ids = ids_.data();
-        w.num_outputs = kOutputs;
+        w.num_outputs = vocabulary.outputs;
+    }
+
+    // Looks only at panels whose scores are so near to the best, whatever those are.
+    void add_shortlist(float gap) {
+        DraftWeights& w = model.weights;
+        w.shortlist = arrays_.matrix(w.head.panels, model.shape.hidden_size, true);
+        w.shortlist_gap = gap;
     }
 
     DraftModel model;
+    Vocabulary vocabulary;
 
   private:
     RandomArrays arrays_;
@@ -51,7 +62,6 @@ struct Sequence {
     std::vector<int32_t> tokens, blocks;
     int num_tokens;  // to propose
     int computed = 0;
-    int sampled = 0;
     bool remembers = false;
     std::vector<int32_t> proposed, all_proposed;
 };
@@ -60,7 +70,7 @@ Sequence random_sequence(uint64_t seed, int length, int first_block, int num_tok
     Random random(seed);
     Sequence sequence;
     for (int i = 0; i < length; ++i) {  // the same twice, so that there is something to remember
-        const int token = random.integer(0, kVocab - 1);
+        const int token = random.integer(0, Vocabulary{}.size - 1);
         sequence.tokens.push_back(i < length / 2 ? token
                                                  : sequence.tokens[static_cast<size_t>(i - length / 2)]);
     }
@@ -72,7 +82,7 @@ Sequence random_sequence(uint64_t seed, int length, int first_block, int num_tok
 constexpr int kBlocks = 16;
 
 // One step: up to `chunk` known tokens of each sequence; at its end its proposals, which are verified.
-void step(Model& model, std::vector<Sequence*> sequences, int chunk, bool draft) {
+void step(Model& model, std::vector<Sequence*> sequences, int chunk, const TinyDraft* draft) {
     StepPlan plan;
     std::vector<History> histories(sequences.size());
     std::vector<SampleParams> params(64);
@@ -90,7 +100,7 @@ void step(Model& model, std::vector<Sequence*> sequences, int chunk, bool draft)
         const auto first = sequence->tokens.begin() + sequence->computed;
         plan.tokens.insert(plan.tokens.end(), first, first + known);
         plan.block_tables.insert(plan.block_tables.end(), sequence->blocks.begin(), sequence->blocks.end());
-        if (draft) {
+        if (draft != nullptr) {
             slice.draft = {slice.sampled ? sequence->num_tokens : 0, 0, slice.sampled ? -1 : first[known]};
             History& history = histories[plan.slices.size()];
             for (const int32_t token : sequence->tokens) history.append(token);
@@ -120,18 +130,23 @@ void step(Model& model, std::vector<Sequence*> sequences, int chunk, bool draft)
         const int accepted = plan.accepted(slice);
         sequence.computed += accepted;
         for (int k = 0; k <= accepted; ++k) sequence.tokens.push_back(plan.sample(slice, k).target);
-        CHECK(slice.num_drafted == (draft ? sequence.num_tokens : 0));
-        const int lowest = sequence.remembers ? 0 : kVocab - kOutputs;
-        for (const int32_t token : sequence.proposed) CHECK(token >= lowest && token < kVocab);
+        if (draft == nullptr) {
+            CHECK(slice.num_drafted == 0);
+            continue;
+        }
+        CHECK(slice.num_drafted == sequence.num_tokens);
+        const Vocabulary tokens = draft->vocabulary;
+        const int lowest = sequence.remembers ? 0 : tokens.size - tokens.outputs;
+        for (const int32_t token : sequence.proposed) CHECK(token >= lowest && token < tokens.size);
         sequence.all_proposed.insert(sequence.all_proposed.end(), sequence.proposed.begin(),
                                      sequence.proposed.end());
-        ++sequence.sampled;
     }
 }
 
 Sequence decoded(const KernelTable& kernels, const TinyDraft* draft, KvFormat format, int threads, int chunk,
                  int neighbours, bool remembers = false) {
-    const ModelShape shape = tiny_shape(3, 6, 2, 10);
+    ModelShape shape = tiny_shape(3, 6, 2, 10);
+    if (draft != nullptr) shape.vocab_size = draft->vocabulary.size;
     const TinyWeights weights(shape);
     Model model(kernels, shape, weights.model, {threads, kBlocks, 96, 4, format},
                 draft != nullptr ? &draft->model : nullptr);
@@ -142,7 +157,7 @@ Sequence decoded(const KernelTable& kernels, const TinyDraft* draft, KvFormat fo
         others.push_back(random_sequence(20 + static_cast<uint64_t>(i), 9, 3 + 3 * i, 3 * i % 9));
     std::vector<Sequence*> all{&sequence};
     for (Sequence& other : others) all.insert(all.begin(), &other);
-    while (sequence.tokens.size() < 62) step(model, all, chunk, draft != nullptr);
+    while (sequence.tokens.size() < 62) step(model, all, chunk, draft);
     sequence.tokens.resize(62);
     sequence.all_proposed.resize(30);
     return sequence;
@@ -184,10 +199,30 @@ TEST(draft_remembers_the_text) {
         CHECK(expected.tokens == forgetful.tokens);
         CHECK(expected.all_proposed != forgetful.all_proposed);
         const std::vector<int32_t>& proposed = expected.all_proposed;
-        CHECK(*std::min_element(proposed.begin(), proposed.end()) < kVocab - kOutputs);
+        CHECK(*std::min_element(proposed.begin(), proposed.end()) < Vocabulary{}.size - Vocabulary{}.outputs);
         check_same(decoded(best, &draft, KvFormat::kInt8, 3, 20, 2, true), expected, "threads, neighbours");
         for (const KernelTable* kernels : available_kernels())
             check_same(decoded(*kernels, &draft, KvFormat::kInt8, 2, 17, 1, true), expected, kernels->name);
+    }
+}
+
+TEST(draft_looks_at_panels_of_its_shortlist) {
+    const KernelTable& best = *available_kernels()[0];
+    const auto proposed = [&](float gap, bool remembers) {
+        TinyDraft draft(1, false, remembers ? 0.1f : 1.0f, {300, 256});
+        if (gap > 0.0f) draft.add_shortlist(gap);
+        const Sequence expected = decoded(best, &draft, KvFormat::kInt8, 1, 96, 0, remembers);
+        check_same(decoded(best, &draft, KvFormat::kInt8, 3, 20, 3, remembers), expected, "neighbours");
+        for (const KernelTable* kernels : available_kernels())
+            check_same(decoded(*kernels, &draft, KvFormat::kInt8, 2, 17, 1, remembers), expected,
+                       kernels->name);
+        return expected.all_proposed;
+    };
+    for (const bool remembers : {false, true}) {
+        const std::vector<int32_t> all = proposed(0.0f, remembers), few = proposed(1e-3f, remembers);
+        CHECK(proposed(1e9f, remembers) == all);
+        CHECK(few != all);
+        CHECK(few.size() == all.size());
     }
 }
 
@@ -199,7 +234,7 @@ TEST(draft_stops_where_the_context_ends) {
                 &draft.model);
     for (int length = 90; length <= kContext; ++length) {
         Sequence sequence = random_sequence(7, length, 0, std::max(0, std::min(8, kContext - 1 - length)));
-        step(model, {&sequence}, 96, true);
+        step(model, {&sequence}, 96, &draft);
     }
 }
 

@@ -181,6 +181,16 @@ inline DraftModel read_draft(const nb::handle& config, const ModelShape& target,
     weights.out_norm = arrays.padded("out_norm", width);
     weights.num_outputs = draft.shape.vocab_size;
     weights.head = arrays.packed("head", weights.num_outputs, hidden);
+    weights.shortlist_gap = nb::cast<float>(config.attr("shortlist_gap"));
+    if (weights.shortlist_gap > 0.0f) {
+        const int panels = weights.num_outputs / kLanes;
+        weights.shortlist = arrays.packed("shortlist", panels, hidden);
+        weights.shortlist.bias = arrays.padded("shortlist_bias", static_cast<size_t>(panels));
+        if (weights.num_outputs % (kLanes * kLanes) != 0)
+            throw std::invalid_argument("draft: expected whole panels of scores");
+        if (weights.shortlist.format != weights.head.format)
+            throw std::invalid_argument("shortlist: expected weights of as many bits as the head's");
+    }
     weights.vocab_ids = arrays.ids("vocab_ids", weights.num_outputs, target.vocab_size);
     return draft;
 }

@@ -1,18 +1,11 @@
 #include "draft.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 namespace flashlet {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kSharper = 0.8f;  // a draft that is not sure what the target believes is right more often so
-constexpr int kGuests = History::kMost;  // tokens of the text that the vocabulary does not have
-constexpr float kGuestGap = 1.42f;       // below the largest logit, what a guest has before its weight
-constexpr float kByDoubt = 1.11f;        // what the text says counts more where the draft is not sure,
-constexpr float kByGap = 0.54f;  // and what the draft says about a token that follows in the text counts less
 constexpr double kLeastShare = 1e-3;  // of the likeliest token's probability, for a token that may be drawn
 
 int fused_width(const DraftModel& model) {
@@ -24,8 +17,9 @@ static_assert(kMaxDraftTokens <= Decoder::kMaxAhead);
 }  // namespace
 
 int Draft::stages(const ModelShape& shape) {
-    const int head = 3, enter = 2, fuse = 2, arrange = 1;
-    return arrange + fuse + kMaxDraftTokens * (enter + shape.num_layers * Decoder::kStagesPerLayer + head);
+    const int choice = 1, enter = 2, fuse = 2, arrange = 1;
+    const int round = enter + shape.num_layers * Decoder::kStagesPerLayer + DraftHead::kStages + choice;
+    return arrange + fuse + kMaxDraftTokens * round;
 }
 
 int Draft::widest_row(const DraftModel& model) {
@@ -42,23 +36,14 @@ Draft::Draft(Team& team, const DraftModel& model, const KvRegion& kv, const Targ
       hidden_(round_up(shape_.hidden_size, kGroup)),
       fused_stride_(round_up(fused_width(model), kGroup)),
       input_stride_(round_up(2 * shape_.hidden_size, kGroup)),
-      logit_stride_(round_up(weights_.num_outputs + kGuests, kLanes)),
-      decoder_(team, shape_, weights_, weights_.head, kv, target.max_rows) {
+      decoder_(team, shape_, weights_, weights_.head, kv, target.max_rows),
+      head_(team, shape_, weights_, target.vocab_size, target.max_slices) {
     const auto rows = static_cast<size_t>(target.max_rows), slices = static_cast<size_t>(target.max_slices);
     features_.resize(rows * static_cast<size_t>(fused_stride_));
     states_.resize(rows * static_cast<size_t>(hidden_));
-    logits_.resize(slices * static_cast<size_t>(logit_stride_));
     proposals_.reserve(slices);
     rows_.reserve(rows);
     segments_.reserve(2 * slices);
-    for (Worker& worker : team.workers()) {
-        worker.draft_ids.assign(weights_.vocab_ids, weights_.vocab_ids + weights_.num_outputs);
-        worker.draft_ids.resize(static_cast<size_t>(logit_stride_));
-        worker.draft_sampler =
-            std::make_unique<Sampler>(kernels_, weights_.num_outputs + kGuests, worker.draft_ids.data());
-    }
-    output_of_.assign(static_cast<size_t>(target.vocab_size), -1);
-    for (int i = 0; i < weights_.num_outputs; ++i) output_of_[static_cast<size_t>(weights_.vocab_ids[i])] = i;
 }
 
 bool Draft::keeps(int layers) const {
@@ -157,7 +142,8 @@ void Draft::add_proposal(int index, int num_tokens) {
     params.min_p = std::max(sampled.params->min_p, kLeastShare);
     params.seed = sampled.params->seed;
     params.position = sampled.params->position + 1;
-    proposals_.push_back({index, num_tokens, sampled.target, false, 1.0f, tail, std::move(params)});
+    proposals_.push_back(
+        {index, num_tokens, sampled.target, false, 1.0f, slice.draft.history, tail, std::move(params)});
 }
 
 // Rows first .. first + count - 1 of the slice. `last_token` follows its last known row.
@@ -208,20 +194,13 @@ void Draft::enter(Worker& worker, int rows) {
 
 // The next token of the first `rows` proposals. Each then stands for one row more.
 void Draft::choose(Worker& worker, int rows) {
-    const QuantizedRows x = team_.quantized(worker, weights_.head, rows, hidden_, [&](int row) {
-        const float* state = states_.data() + static_cast<size_t>(row) * static_cast<size_t>(hidden_);
-        return team_.normed(worker, state, weights_.out_norm, shape_.hidden_size, shape_.rms_norm_eps,
-                            hidden_);
-    });
-    team_.product(worker, weights_.head, x, rows, Epilogue::kStore, logits_.data(), logit_stride_,
-                  Stage::kDraft, &weights_.input);
+    head_.look(worker, states_.data(), proposals_, rows);
     team_.each(worker, rows, 1, [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
             const auto at = static_cast<size_t>(row);
             Proposal& proposal = proposals_[at];
             Slice& slice = plan_->slices[static_cast<size_t>(proposal.slice)];
-            if (!proposal.stopped)
-                propose(worker, proposal, slice, logits_.data() + at * static_cast<size_t>(logit_stride_));
+            if (!proposal.stopped) propose(worker, proposal, slice, row);
             rows_[at].next_token = slice.drafted[static_cast<size_t>(std::max(slice.num_drafted - 1, 0))];
             ++segments_[at].start;
         }
@@ -230,43 +209,18 @@ void Draft::choose(Worker& worker, int rows) {
 }
 
 // One more token, unless the logits are not numbers.
-void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const {
-    std::fill(logits + weights_.num_outputs, logits + logit_stride_, kNever);
-    if (slice.draft.history != nullptr) remind(worker, proposal.tail, *slice.draft.history, logits);
-    const auto [chosen, confidence] = worker.draft_sampler->guess(logits, proposal.params);
-    proposal.stopped = chosen < 0;
+void Draft::propose(Worker& worker, Proposal& proposal, Slice& slice, int row) {
+    const auto [token, confidence] = head_.guess(worker, proposal, row);
+    proposal.stopped = token < 0;
     if (proposal.stopped) return;
     const auto at = static_cast<size_t>(slice.num_drafted++);
-    slice.drafted[at] = worker.draft_ids[static_cast<size_t>(chosen)];
-    proposal.tail.push(slice.drafted[at]);
+    slice.drafted[at] = token;
+    proposal.tail.push(token);
     slice.confidences[at] = confidence;
     proposal.confidence *= confidence;
     proposal.stopped =
         proposal.confidence < slice.draft.least_confidence || slice.num_drafted == proposal.num_tokens;
     ++proposal.params.position;
-}
-
-// The draft sees little of the context but what the target's streams hold: weighs in what followed there
-// before.
-void Draft::remind(Worker& worker, const Tail& tail, const History& history, float* logits) const {
-    History::Successors found;
-    const int count = history.successors(tail, found);
-    if (count == 0) return;
-    const auto by_token = [](const Successor& a, const Successor& b) { return a.token < b.token; };
-    std::sort(found.begin(), found.begin() + count, by_token);  // of equally likely guests the lowest id wins
-    const float top = kernels_.peak(logits, logit_stride_), guest = top - kGuestGap;
-    const float doubt = kByDoubt * std::log(kernels_.exp_sum(logits, logit_stride_, top, 1.0f));
-    int next = weights_.num_outputs;
-    for (int i = 0; i < count; ++i) {
-        const auto [token, weight] = found[static_cast<size_t>(i)];
-        const int output = output_of_[static_cast<size_t>(token)];
-        if (output >= 0) {
-            logits[output] += (weight + doubt) + kByGap * (top - logits[output]);
-        } else {
-            worker.draft_ids[static_cast<size_t>(next)] = token;
-            logits[next++] = guest + (weight + doubt);
-        }
-    }
 }
 
 }  // namespace flashlet

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "decoder.h"
+#include "draft_head.h"
 #include "lines.h"
 #include "step_plan.h"
 
@@ -44,15 +45,6 @@ class Draft {
         int target_row;
         int32_t next_token;
     };
-    struct Proposal {
-        int slice, num_tokens;
-        int32_t last_token;  // that was sampled
-        bool stopped;        // nothing more is to be drafted
-        float confidence;    // that all are right
-        Tail tail;           // of the text with what is drafted
-        SampleParams params;
-    };
-
     void arrange();
     void add_proposal(int slice, int num_tokens);
     void add_segment(const Slice& slice, int first, int count, int32_t last_token);
@@ -62,8 +54,7 @@ class Draft {
     void layers(Worker& worker, int rows, int finished);
     void enter(Worker& worker, int rows);
     void choose(Worker& worker, int rows);
-    void propose(Worker& worker, Proposal& proposal, Slice& slice, float* logits) const;
-    void remind(Worker& worker, const Tail& tail, const History& history, float* logits) const;
+    void propose(Worker& worker, Proposal& proposal, Slice& slice, int row);
 
     Team& team_;
     const KernelTable& kernels_;
@@ -71,12 +62,11 @@ class Draft {
     WeightArena arena_;
     const DraftWeights weights_;
     const Target target_;
-    const int hidden_, fused_stride_, input_stride_, logit_stride_;
+    const int hidden_, fused_stride_, input_stride_;
     Decoder decoder_;
-    Lines<float> features_;           // normed, side by side: [rows][fused_stride_]
-    Lines<float> states_;             // [rows][hidden_]
-    Lines<float> logits_;             // [slices][logit_stride_]: of the vocabulary, then of guests
-    std::vector<int32_t> output_of_;  // [token id]: index of its logit, -1: it has none
+    DraftHead head_;
+    Lines<float> features_;  // normed, side by side: [rows][fused_stride_]
+    Lines<float> states_;    // [rows][hidden_]
     // The batch: the last known row of each proposal, those that want most tokens first, then all other rows.
     std::vector<Proposal> proposals_;
     std::vector<Row> rows_;

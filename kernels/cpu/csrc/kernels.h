@@ -63,6 +63,12 @@ struct QuantizedRows {
     const float* scales;  // [rows]
     int stride;           // a multiple of InputFormat::group_units
     bool coarse = false;  // by KernelTable::coarse_inputs
+
+    // One row, where each is a tile of its own.
+    QuantizedRows alone(int row) const {
+        return {values + static_cast<size_t>(row) * static_cast<size_t>(stride), scales + row, stride,
+                coarse};
+    }
 };
 
 // How the rows of a product are quantized.
@@ -77,6 +83,7 @@ struct InputFormat {
 struct ReadAhead {
     const uint8_t* next = nullptr;  // where the caller will go on reading, if not in the panels that follow
     bool pages = false;             // only for the beginnings of pages: the processor reads on by itself
+    bool elsewhere = false;         // asks for `next` from the start: these panels have been asked for
 };
 
 enum class Epilogue {

@@ -63,6 +63,7 @@ struct MatmulTask {
 
     const uint8_t* panel(int index) const { return w.cells + static_cast<size_t>(index) * w.panel_bytes(); }
     Ahead ahead() const {
+        if (read_ahead.elsewhere) return {read_ahead.next, read_ahead.next, nullptr, false};
         const uint8_t *at = panel(begin) + kPrefetchDistance, *stop = panel(end);
         if (at < stop || read_ahead.next == nullptr) return {at, stop, read_ahead.next, read_ahead.pages};
         return {read_ahead.next + (at - stop), stop, nullptr, false};

@@ -49,9 +49,14 @@ struct Logprobs {
 // One per thread: holds the scratch row.
 class Sampler {
   public:
-    // `ids`: the noise of token i is that of ids[i], which ascend but for guests (draft.cpp) at the end;
-    // null: its own.
+    // `ids`: the noise of token i is that of ids[i]; null: its own.
     Sampler(const KernelTable& kernels, int vocab_size, const int32_t* ids = nullptr);
+
+    // From now on logits are of so many tokens, at most as many as at first.
+    void set_vocab_size(int vocab_size) {
+        vocab_size_ = vocab_size;
+        padded_ = round_up(vocab_size, kLanes);
+    }
 
     // `logits` holds vocab_size values rounded up to 16, the padding -inf. Returns -1 where no token is
     // possible: everything is masked, or a logit is NaN or +inf.
@@ -84,7 +89,7 @@ class Sampler {
 
     const KernelTable& kernels_;
     const int32_t* ids_;
-    const int vocab_size_, padded_;
+    int vocab_size_, padded_;
     std::vector<float> row_;
     std::vector<int32_t> counts_;
     std::vector<ScoredToken> candidates_;

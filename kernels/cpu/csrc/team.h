@@ -29,7 +29,11 @@ struct Worker {
     Lines<float> scales;
     Lines<float> partials;  // of attention
     std::unique_ptr<Sampler> sampler, draft_sampler;
-    std::vector<int32_t> draft_ids;  // tokens of the draft's logits
+    // Of the draft: logits that it looked at where it does not look at all, tokens of its logits, and for
+    // each panel that it looked at its place among those.
+    Lines<float> draft_logits;
+    std::vector<int32_t> draft_ids;
+    std::vector<int> draft_places;
     std::chrono::steady_clock::time_point mark;
 };
 
@@ -67,13 +71,21 @@ class Team {
     // kGroup. A few rows are quantized by each thread for itself, which costs less than a barrier.
     template <class RowOf>
     QuantizedRows quantized(Worker& worker, const PackedMatrix& w, int rows, int stride, RowOf&& row_of) {
-        return quantized(worker, kernels_.inputs_of(w.format), rows, stride, row_of);
+        return quantized(worker, kernels_.inputs_of(w.format), rows, stride, row_of, kernels_.product_rows);
+    }
+
+    // The same, each row a tile of its own, so that result.alone(row) can be multiplied.
+    template <class RowOf>
+    QuantizedRows quantized_apart(Worker& worker, const PackedMatrix& w, int rows, int stride,
+                                  RowOf&& row_of) {
+        return quantized(worker, kernels_.inputs_of(w.format), rows, stride, row_of, 1);
     }
 
     // The same by coarse inputs, for a product with weights of 8 bits.
     template <class RowOf>
     QuantizedRows coarsely_quantized(Worker& worker, int rows, int stride, RowOf&& row_of) {
-        QuantizedRows result = quantized(worker, kernels_.coarse_inputs, rows, stride, row_of);
+        QuantizedRows result =
+            quantized(worker, kernels_.coarse_inputs, rows, stride, row_of, kernels_.product_rows);
         result.coarse = true;
         return result;
     }
@@ -119,14 +131,15 @@ class Team {
 
   private:
     template <class RowOf>
-    QuantizedRows quantized(Worker& worker, const InputFormat& inputs, int rows, int stride, RowOf&& row_of) {
+    QuantizedRows quantized(Worker& worker, const InputFormat& inputs, int rows, int stride, RowOf&& row_of,
+                            int tile_rows) {
         const bool alone = rows <= private_rows_;
         const int units = stride / kGroup * inputs.group_units;
         int16_t* values = alone ? worker.quantized.data() : quantized_.data();
         float* scales = alone ? worker.scales.data() : scales_.data();
         const auto quantize = [&](int begin, int end) {
             for (int row = begin; row < end; ++row) {
-                const RowTile tile = tile_of(row, rows, kernels_.product_rows);
+                const RowTile tile = tile_of(row, rows, tile_rows);
                 scales[row] =
                     inputs.quantize(row_of(row), stride,
                                     values + static_cast<size_t>(tile.first) * static_cast<size_t>(units),
@@ -147,7 +160,8 @@ class Team {
     // Whether a product need ask memory only for the beginnings of pages.
     bool pages_suffice(const PackedMatrix& w, const QuantizedRows& x, int rows) const {
         const int row_bytes = x.stride * static_cast<int>(sizeof *x.values);
-        return reads_pages_ahead_ && rows <= kernels_.few_rows &&
+        // Weights of 4 bits come from a cache mostly, which gives every line sooner than a processor asks.
+        return reads_pages_ahead_ && w.format == WeightFormat::kInt8 && rows <= kernels_.few_rows &&
                (rows <= 2 || rows * row_bytes <= kFewRowsBytes) &&
                w.bytes() / static_cast<size_t>(size()) >= kLargePart;
     }

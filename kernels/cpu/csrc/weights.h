@@ -57,13 +57,16 @@ struct DraftWeights : DecoderWeights {
     const float *state_norm, *embed_norm;
     PackedMatrix input;  // of the normed state and the normed embedding, side by side
     const float* out_norm;
+    PackedMatrix shortlist;      // a score for each panel of the head; no cells: all are looked at
+    float shortlist_gap = 0.0f;  // panels whose score is so far below the largest are not
     PackedMatrix head;
-    const int32_t* vocab_ids;  // [outputs of the head]: ids of the target, ascending
+    const int32_t* vocab_ids;  // [outputs of the head]: ids of the target
     int num_outputs;
 
     std::vector<PackedMatrix*> matrices() {
         std::vector<PackedMatrix*> all{&fuse, &input};
         for (PackedMatrix* part : DecoderWeights::matrices()) all.push_back(part);
+        if (shortlist.cells != nullptr) all.push_back(&shortlist);
         all.push_back(&head);
         return all;
     }
