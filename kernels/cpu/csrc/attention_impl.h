@@ -56,7 +56,7 @@ void store_key(uint8_t* cell, KvFormat format, int slot, int head_dim, const flo
         float* scales = reinterpret_cast<float*>(cell + 2 * static_cast<size_t>(kBlock) * n);
         scales[slot] = quantize_head(key, head_dim, codes);
         uint8_t* k = cell + static_cast<size_t>(panel) * n * kLanes + 2 * lane;
-        for (int d = 0; d < n; ++d) k[d / 2 * 2 * kLanes + d % 2] = static_cast<uint8_t>(codes[d]);
+        for (int d = 0; d < n; d += 2) __builtin_memcpy(k + d * kLanes, codes + d, 2);
         return;
     }
     alignas(64) float buffer[kMaxHeadDim];
@@ -76,10 +76,17 @@ void store_value(uint8_t* cell, KvFormat format, int slot, int head_dim, const f
         alignas(64) int8_t codes[kMaxHeadDim];
         float* scales = reinterpret_cast<float*>(cell + 2 * plane);
         scales[kBlock + slot] = quantize_head(value, head_dim, codes);
-        uint8_t* v = cell + plane + slot / 2 * 2 * kLanes + slot % 2;
-        for (int d = 0; d < n; ++d) {
-            v[static_cast<size_t>(d / kLanes) * kBlock * kLanes + d % kLanes * 2] =
-                static_cast<uint8_t>(codes[d]);
+        // Those of two tokens lie side by side.
+        const int shift = slot % 2 * 8, kept = 0xff00 >> shift;
+        for (int d = 0; d < n; d += kLanes) {
+            uint8_t* v = cell + plane + static_cast<size_t>(d) * kBlock + slot / 2 * 2 * kLanes;
+            uint16_t pairs[kLanes];
+            __builtin_memcpy(pairs, v, sizeof pairs);
+            for (int i = 0; i < kLanes; ++i) {
+                const int code = static_cast<uint8_t>(codes[d + i]) << shift;
+                pairs[i] = static_cast<uint16_t>((pairs[i] & kept) | code);
+            }
+            __builtin_memcpy(v, pairs, sizeof pairs);
         }
         return;
     }
@@ -106,15 +113,17 @@ struct HalfCell {
 };
 
 // How keys and values of one block are read, while the half cell `ahead` is asked for, as large as the one
-// that is read. Which tokens are visible is the caller's business.
+// that is read. Which tokens are visible is the caller's business. Products are functions of their own,
+// because in one large function compilers keep their sums in memory.
 struct Int8Kv {
     static HalfCell half(const uint8_t* cell, int padded_dim, bool values) {
         const size_t plane = static_cast<size_t>(kBlock) * padded_dim;
         return {cell + (values ? plane : 0), cell + 2 * plane + (values ? kBlock * sizeof(float) : 0)};
     }
     template <int Rows>
-    static void scores(const AttentionTile& tile, const int16_t* queries, const uint8_t* cell, HalfCell ahead,
-                       int padded_dim, float* const* out) {
+    [[gnu::noinline]] static void scores(const AttentionTile& tile, const int16_t* queries,
+                                         const uint8_t* cell, HalfCell ahead, int padded_dim,
+                                         float* const* out) {
         const HalfCell keys = half(cell, padded_dim, false);
         const float* key_scales = reinterpret_cast<const float*>(keys.scales);
         prefetch_bytes(ahead.scales, kBlock * sizeof(float));
@@ -130,23 +139,48 @@ struct Int8Kv {
             }
         }
     }
+    // Weights of one block times the scales of its values, as integers: those of all rows at once, since one
+    // row's are done sooner than its maximum is known.
     template <int Rows>
-    static void accumulate(const uint8_t* cell, HalfCell ahead, int padded_dim, const float* const* weights,
-                           float* acc) {
+    [[gnu::noinline]] static void quantize_weights(float* const* weights, const float* value_scales,
+                                                   int16_t* codes, float* scales) {
+        I32x16 tops[round_up(Rows, 4)];
+        const F32x16 zero = splat(0.0f);
+        for (int r = 0; r < Rows; ++r) {
+            I32x16 top = splat_int(0);
+            for (int i = 0; i < kBlock; i += kLanes) {
+                // The slot of an invisible token may hold anything, NaN as well.
+                const F32x16 e = load(weights[r] + i);
+                const F32x16 w = select_less(zero, e, mul(e, load(value_scales + i)), zero);
+                store(weights[r] + i, w);
+                top = max(top, magnitude(w));
+            }
+            tops[r] = top;
+        }
+        for (int r = Rows; r < round_up(Rows, 4); ++r) tops[r] = splat_int(0);
+        F32x16 top = from_bits(fold_rows_max<Rows>(tops));
+        top = add(top, sub(top, top));  // NaN for infinity, too
+        const F32x16 limit = splat(static_cast<float>(kMaxQuantized)), tiny = splat(kTiny);
+        alignas(64) float inverse[kMaxTile];
+        store(inverse, select_less(top, tiny, zero, div(limit, top)));
+        store(scales, select_less(top, tiny, zero, div(top, limit)));
+        for (int r = 0; r < Rows; ++r) {
+            for (int i = 0; i < kBlock; i += kLanes) {
+                int16_t* out = codes + i * Rows + r * kLanes;
+                store_int16(out, to_int(mul(load(weights[r] + i), splat(inverse[r]))));
+                FLASHLET_ISA::arrange(out, kLanes);
+            }
+        }
+    }
+    template <int Rows>
+    [[gnu::noinline]] static void accumulate(const uint8_t* cell, HalfCell ahead, int padded_dim,
+                                             float* const* weights, float* acc) {
         const HalfCell values = half(cell, padded_dim, true);
         const float* value_scales = reinterpret_cast<const float*>(values.scales);
         prefetch_bytes(ahead.scales, kBlock * sizeof(float));
         alignas(64) int16_t codes[Rows * kBlock];
-        float scales[Rows];
-        for (int r = 0; r < Rows; ++r) {
-            alignas(64) float w[kBlock];
-            for (int i = 0; i < kBlock; i += kLanes) {
-                const F32x16 e = load(weights[r] + i), zero = splat(0.0f);
-                // The slot of an invisible token may hold anything, NaN as well.
-                store(w + i, select_less(zero, e, mul(e, load(value_scales + i)), zero));
-            }
-            scales[r] = quantize<kMaxQuantized>(w, kBlock, codes, r, Rows);
-        }
+        alignas(64) float scales[kMaxTile];
+        quantize_weights<Rows>(weights, value_scales, codes, scales);
         for (int d = 0; d < padded_dim; d += kLanes) {
             I32x16 sums[Rows];
             dot_panel<Rows>(reinterpret_cast<const int8_t*>(values.codes + d * kBlock), kBlock, codes, sums,
@@ -184,7 +218,7 @@ struct Fp16Kv {
         }
     }
     template <int Rows>
-    static void accumulate(const uint8_t* cell, HalfCell ahead, int padded_dim, const float* const* weights,
+    static void accumulate(const uint8_t* cell, HalfCell ahead, int padded_dim, float* const* weights,
                            float* acc) {
         prefetch_bytes(ahead.codes, kBlock * padded_dim * 2);
         const uint16_t* values =
@@ -204,26 +238,28 @@ struct Fp16Kv {
     }
 };
 
+// Rows lie a little more than 1 KiB apart: processors take a load for one of what was just stored where the
+// last twelve bits of their addresses agree.
 struct SpanScores {
-    alignas(64) float values[kMaxTile][kSpan * kBlock];
+    alignas(64) float values[kMaxTile][kSpan * kBlock + kLanes];
 };
 
 // Turns scores of the tokens from `base` to before `end` into exp(score - largest), with zeros outside
 // lo .. position; stores the largest and the sum.
 inline void softmax_row(float* scores, int base, int end, int lo, int position, float* summary) {
     const F32x16 hidden = splat(-__builtin_inff());
+    const auto seen = [&](int t, F32x16 x, F32x16 otherwise) {  // most vectors are, as a whole
+        if (lo <= t && t + kLanes <= position + 1) return x;
+        return select_range(x, otherwise, lo - t, position + 1 - t);
+    };
     F32x16 largest = hidden;
-    for (int t = base; t < end; t += kLanes) {
-        const F32x16 s = select_range(load(scores + t - base), hidden, lo - t, position + 1 - t);
-        largest = max(s, largest);
-    }
+    for (int t = base; t < end; t += kLanes) largest = max(seen(t, load(scores + t - base), hidden), largest);
     const float top = fold_max(largest);
     F32x16 sum = splat(0.0f);
     for (int t = base; t < end; t += kLanes) {
-        const F32x16 e = exp16(sub(load(scores + t - base), splat(top)));
-        const F32x16 visible = select_range(e, splat(0.0f), lo - t, position + 1 - t);
-        store(scores + t - base, visible);
-        sum = add(sum, visible);
+        const F32x16 e = seen(t, exp16(sub(load(scores + t - base), splat(top))), splat(0.0f));
+        store(scores + t - base, e);
+        sum = add(sum, e);
     }
     summary[0] = top;
     summary[1] = fold_add(sum);
@@ -266,7 +302,7 @@ void attend(const AttentionTile& tile, int span, float* partial) {
     }
     for (int i = 0; i < Rows * padded_dim; i += kLanes) store(acc + i, splat(0.0f));
     for (int block = low; block <= high; ++block) {
-        const float* weights[Rows];
+        float* weights[Rows];
         for (int r = 0; r < Rows; ++r) weights[r] = scores.values[r] + (block - low) * kBlock;
         Kv::template accumulate<Rows>(cell(block), later(count + block - low), padded_dim, weights, acc);
     }
@@ -291,7 +327,8 @@ void combine(const AttentionTile& tile, int spans, const float* partials) {
         for (int d = 0; d < padded_dim; d += kLanes) store(acc + d, splat(0.0f));
         for (int s = 0; s < spans; ++s) {
             const float* part = first + s * span_stride;
-            const F32x16 factor = exp16(splat(part[padded_dim] - largest));
+            // That of a single span is exactly 1.
+            const F32x16 factor = spans == 1 ? splat(1.0f) : exp16(splat(part[padded_dim] - largest));
             denominator = fma(splat(part[padded_dim + 1]), factor, denominator);
             for (int d = 0; d < padded_dim; d += kLanes)
                 store(acc + d, fma(load(part + d), factor, load(acc + d)));

@@ -84,18 +84,16 @@ struct QuadGroups {
     static constexpr int kLow = kGroup, kRest = 2 * kGroup, kByteRest = kGroup;  // bytes
 
     static float quantize(const float* x, int n, int16_t* tile, int index, int rows) {
-        return quantize_groups<kMaxQuantized, kRowUnits, kRest>(
-            x, n, tile, index, rows, [](I32x16 first, I32x16 second, int8_t* bytes) {
-                return -128 * split_bytes(first, second, bytes);
-            });
+        return quantize_groups<kMaxQuantized, kRowUnits, kRest, -128>(
+            x, n, tile, index, rows,
+            [](I32x16 first, I32x16 second, int8_t* bytes) { return split_bytes(first, second, bytes); });
     }
     static float quantize_bytes(const float* x, int n, int16_t* tile, int index, int rows) {
-        return quantize_groups<kMaxByte, kByteRowUnits, kByteRest>(
+        return quantize_groups<kMaxByte, kByteRowUnits, kByteRest, -8>(
             x, n, tile, index, rows, [](I32x16 first, I32x16 second, int8_t* bytes) {
                 store_int8(bytes, first);
                 store_int8(bytes + kLanes, second);
-                // A row that has a NaN is INT_MIN throughout, and two of those add up to zero.
-                return -8 * static_cast<int32_t>(fold_add(to_float(add(first, second))));
+                return add(first, second);
             });
     }
 
@@ -164,17 +162,37 @@ struct QuadGroups {
     static constexpr int scales_at(int group) { return group % 2 == 0 ? kGroup * kLanes : 0; }
 
   private:
-    // write(first, second, bytes) writes the 32 integers of a group and returns the last part.
-    template <int Limit, int Units, int Rest, class Write>
+    // write(first, second, bytes) writes the 32 integers of a group and returns what adds up to their sum,
+    // which times Factor is the last part.
+    template <int Limit, int Units, int Rest, int Factor, class Write>
     static float quantize_groups(const float* x, int n, int16_t* tile, int index, int rows, Write&& write) {
+        constexpr int kFolded = 4;  // groups
         const float largest = abs_max(x, n);
         const F32x16 inverse = splat(inverse_step(largest, Limit));
-        int16_t* group = tile + index * Units;
-        for (int i = 0; i < n; i += kGroup, group += rows * Units) {
-            int8_t* bytes = reinterpret_cast<int8_t*>(group);
-            const int32_t rest =
-                write(to_int(mul(load(x + i), inverse)), to_int(mul(load(x + i + kLanes), inverse)), bytes);
-            __builtin_memcpy(bytes + Rest, &rest, sizeof rest);
+        int8_t* group = reinterpret_cast<int8_t*>(tile + index * Units);
+        const int stride = rows * Units * 2;  // bytes
+        for (int i = 0; i < n; i += kFolded * kGroup, group += kFolded * stride) {
+            const int count = n - i < kFolded * kGroup ? (n - i) / kGroup : kFolded;
+            I32x16 parts[kFolded];
+            const auto write_one = [&](int k) {
+                const float* from = x + i + k * kGroup;
+                parts[k] = write(to_int(mul(load(from), inverse)), to_int(mul(load(from + kLanes), inverse)),
+                                 group + k * stride);
+            };
+            int32_t sums[kFolded];
+            if (count == kFolded) {
+#pragma GCC unroll 4
+                for (int k = 0; k < kFolded; ++k) write_one(k);
+            } else {
+                for (int k = 0; k < kFolded; ++k) parts[k] = splat_int(0);
+                for (int k = 0; k < count; ++k) write_one(k);
+            }
+            fold_four_add(parts, sums);
+            for (int k = 0; k < count; ++k) {
+                // A row that has a NaN is INT_MIN throughout, whose sum is 0 or small enough.
+                const int32_t rest = Factor * sums[k];
+                __builtin_memcpy(group + k * stride + Rest, &rest, sizeof rest);
+            }
         }
         return step_of(largest, Limit);
     }

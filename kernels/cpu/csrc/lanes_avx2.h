@@ -92,6 +92,39 @@ inline float fold_max(F32x16 a) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
+inline I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+// Op over the lanes of each of four vectors: the four results, in every quarter.
+template <class Op>
+inline I32x16 fold_four(const I32x16* a, Op op) {
+    const auto lower = [](I32x16 x, I32x16 y) {
+        return I32x16{_mm256_unpacklo_epi32(x.lo, y.lo), _mm256_unpacklo_epi32(x.hi, y.hi)};
+    };
+    const auto upper = [](I32x16 x, I32x16 y) {
+        return I32x16{_mm256_unpackhi_epi32(x.lo, y.lo), _mm256_unpackhi_epi32(x.hi, y.hi)};
+    };
+    const I32x16 ab = op(lower(a[0], a[1]), upper(a[0], a[1])), cd = op(lower(a[2], a[3]), upper(a[2], a[3]));
+    I32x16 x = op(I32x16{_mm256_unpacklo_epi64(ab.lo, cd.lo), _mm256_unpacklo_epi64(ab.hi, cd.hi)},
+                  I32x16{_mm256_unpackhi_epi64(ab.lo, cd.lo), _mm256_unpackhi_epi64(ab.hi, cd.hi)});
+    x = op(x, I32x16{x.hi, x.lo});
+    const __m256i other = _mm256_permute2x128_si256(x.lo, x.lo, 1);
+    return op(x, I32x16{other, other});
+}
+// Lane i: the largest of a[i]. There are Rows vectors, rounded up to four.
+template <int Rows>
+inline I32x16 fold_rows_max(const I32x16* a) {
+    const auto larger = [](I32x16 x, I32x16 y) { return max(x, y); };
+    I32x16 r = fold_four(a, larger);
+    if constexpr (Rows > 4) r.lo = _mm256_blend_epi32(r.lo, fold_four(a + 4, larger).lo, 0xf0);
+    if constexpr (Rows > 8) r.hi = fold_four(a + 8, larger).hi;
+    if constexpr (Rows > 12) r.hi = _mm256_blend_epi32(r.hi, fold_four(a + 12, larger).hi, 0xf0);
+    return r;
+}
+inline int32_t fold_max(I32x16 a) {
+    const __m256i eight = _mm256_max_epi32(a.lo, a.hi);
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
 inline __m256i pack_int16(I32x16 a) {  // saturation never bites: values are within 13 bits
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
 }
@@ -162,8 +195,13 @@ inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.lo) : "x"(w.lo), "x"(both));
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.hi) : "x"(w.hi), "x"(both));
 }
-// 13-bit integers as 128 high + low: writes [32 high][32 low], returns the sum of the integers.
-inline int32_t split_bytes(I32x16 first, I32x16 second, int8_t* out) {
+inline void fold_four_add(const I32x16* a, int32_t* out) {
+    const I32x16 sums = fold_four(a, [](I32x16 x, I32x16 y) { return add(x, y); });
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(sums.lo));
+}
+// 13-bit integers as 128 high + low: writes [32 high][32 low], returns what adds up to the sum of the
+// integers.
+inline I32x16 split_bytes(I32x16 first, I32x16 second, int8_t* out) {
     const __m256i halves[2] = {_mm256_packs_epi32(first.lo, first.hi),
                                _mm256_packs_epi32(second.lo, second.hi)};
     __m256i high[2], low[2], sum = _mm256_setzero_si256();
@@ -176,9 +214,7 @@ inline int32_t split_bytes(I32x16 first, I32x16 second, int8_t* out) {
     auto* vectors = reinterpret_cast<__m256i*>(out);
     _mm256_storeu_si256(vectors, _mm256_permute4x64_epi64(_mm256_packs_epi16(high[0], high[1]), 0xd8));
     _mm256_storeu_si256(vectors + 1, _mm256_permute4x64_epi64(_mm256_packs_epi16(low[0], low[1]), 0xd8));
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+    return {sum, _mm256_setzero_si256()};
 }
 inline I32x16 shift_right_4(I32x16 a) { return {_mm256_srai_epi32(a.lo, 4), _mm256_srai_epi32(a.hi, 4)}; }
 inline I32x16 shift_left_7(I32x16 a) { return {_mm256_slli_epi32(a.lo, 7), _mm256_slli_epi32(a.hi, 7)}; }

@@ -64,6 +64,33 @@ inline float fold_add(F32x16 a) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 inline float fold_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+inline int32_t fold_max(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
+inline I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+// Op over the lanes of each of four vectors: the four results, in every quarter.
+template <class Op>
+inline I32x16 fold_four(const I32x16* a, Op op) {
+    const auto halves = [&](__m512i x, __m512i y) {
+        return op(I32x16{_mm512_unpacklo_epi32(x, y)}, I32x16{_mm512_unpackhi_epi32(x, y)}).v;
+    };
+    const __m512i ab = halves(a[0].v, a[1].v), cd = halves(a[2].v, a[3].v);
+    I32x16 x = op(I32x16{_mm512_unpacklo_epi64(ab, cd)}, I32x16{_mm512_unpackhi_epi64(ab, cd)});
+    x = op(x, I32x16{_mm512_shuffle_i64x2(x.v, x.v, 0x4e)});
+    return op(x, I32x16{_mm512_shuffle_i64x2(x.v, x.v, 0xb1)});
+}
+// Lane i: the largest of a[i]. There are Rows vectors, rounded up to four.
+template <int Rows>
+inline I32x16 fold_rows_max(const I32x16* a) {
+    const auto larger = [](I32x16 x, I32x16 y) { return max(x, y); };
+    __m512i r = fold_four(a, larger).v;
+    if constexpr (Rows > 4) r = _mm512_mask_blend_epi32(0x00f0, r, fold_four(a + 4, larger).v);
+    if constexpr (Rows > 8) r = _mm512_mask_blend_epi32(0x0f00, r, fold_four(a + 8, larger).v);
+    if constexpr (Rows > 12) r = _mm512_mask_blend_epi32(0xf000, r, fold_four(a + 12, larger).v);
+    return {r};
+}
+inline void fold_four_add(const I32x16* a, int32_t* out) {
+    const I32x16 sums = fold_four(a, [](I32x16 x, I32x16 y) { return add(x, y); });
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_castsi512_si128(sums.v));
+}
 inline void store_int16(int16_t* p, I32x16 a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
@@ -108,14 +135,15 @@ inline void accumulate_quads(I32x16& acc, Quads w, const int8_t* x) {
         : "+v"(acc.v)
         : "v"(w.v), "m"(*reinterpret_cast<const int8_t (*)[4]>(x)));
 }
-// 13-bit integers as 128 high + low: writes [32 high][32 low], returns the sum of the integers.
-inline int32_t split_bytes(I32x16 first, I32x16 second, int8_t* out) {
+// 13-bit integers as 128 high + low: writes [32 high][32 low], returns what adds up to the sum of the
+// integers.
+inline I32x16 split_bytes(I32x16 first, I32x16 second, int8_t* out) {
     const __m512i x = _mm512_packs_epi32(first.v, second.v);  // 4 of the one, 4 of the other, in each quarter
     const __m512i high = _mm512_srai_epi16(_mm512_add_epi16(x, _mm512_set1_epi16(64)), 7);
     const __m512i low = _mm512_sub_epi16(x, _mm512_slli_epi16(high, 7));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(high, low)));
-    return _mm512_reduce_add_epi32(_mm512_madd_epi16(x, _mm512_set1_epi16(1)));
+    return {_mm512_madd_epi16(x, _mm512_set1_epi16(1))};
 }
 inline I32x16 shift_right_4(I32x16 a) { return {_mm512_srai_epi32(a.v, 4)}; }
 inline I32x16 shift_left_7(I32x16 a) { return {_mm512_slli_epi32(a.v, 7)}; }

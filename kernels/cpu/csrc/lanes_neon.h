@@ -146,6 +146,20 @@ inline float fold_add(F32x16 a) {
 inline float fold_max(F32x16 a) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
 }
+inline I32x16 max(I32x16 a, I32x16 b) {
+    I32x16 r;
+    FLASHLET_EACH(vmaxq_s32(a.v[i], b.v[i]));
+}
+inline int32_t fold_max(I32x16 a) {
+    return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
+}
+template <int Rows>
+inline I32x16 fold_rows_max(const I32x16* a) {
+    int32_t each[16] = {};
+    for (int i = 0; i < Rows; ++i) each[i] = fold_max(a[i]);
+    I32x16 r;
+    FLASHLET_EACH(vld1q_s32(each + 4 * i));
+}
 inline int16x8_t pack_int16(int32x4_t lo, int32x4_t hi) { return vcombine_s16(vmovn_s32(lo), vmovn_s32(hi)); }
 inline void store_int16(int16_t* p, I32x16 a) {
     vst1q_s16(p, pack_int16(a.v[0], a.v[1]));

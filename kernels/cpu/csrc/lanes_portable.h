@@ -145,6 +145,20 @@ inline float fold_max(F32x16 a) {
     for (int i = 1; i < 16; ++i) m = a.v[i] > m ? a.v[i] : m;
     return m;
 }
+inline I32x16 max(I32x16 a, I32x16 b) {
+    I32x16 r;
+    FLASHLET_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
+}
+inline int32_t fold_max(I32x16 a) {
+    int32_t m = a.v[0];
+    for (int i = 1; i < 16; ++i) m = a.v[i] > m ? a.v[i] : m;
+    return m;
+}
+template <int Rows>
+inline I32x16 fold_rows_max(const I32x16* a) {  // lane i: the largest of a[i], of Rows vectors
+    I32x16 r;
+    FLASHLET_EACH(i < Rows ? fold_max(a[i]) : 0);
+}
 inline void store_int16(int16_t* p, I32x16 a) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(a.v[i]);
 }

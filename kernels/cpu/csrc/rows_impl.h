@@ -51,21 +51,21 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
     for (int i = 0; i < padded; i += kLanes) store(y + i, mul(mul(load(x + i), r), load(weight + i)));
 }
 
-// NaN if a value is NaN or infinite: max() would overlook the one, and the other scales everything to zero.
+// Of floats without their signs, which as integers are in the same order, infinity and NaN above all others.
+inline I32x16 magnitude(F32x16 x) { return bit_and(bits(x), splat_int(0x7fffffff)); }
+inline constexpr int32_t kInfinity = 0x7f800000;
+
+// NaN if a value is NaN or infinite: the one must show, and the other would scale everything to zero.
 inline float abs_max(const float* x, int n) {
-    F32x16 m[2] = {splat(0.0f), splat(0.0f)}, invalid[2] = {splat(0.0f), splat(0.0f)};
-    const auto look = [&](int i, int chain) {
-        const F32x16 v = load(x + i);
-        m[chain] = max(abs(v), m[chain]);
-        invalid[chain] = fma(v, splat(0.0f), invalid[chain]);
-    };
+    I32x16 m[2] = {splat_int(0), splat_int(0)};
     int i = 0;
     for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-        look(i, 0);
-        look(i + kLanes, 1);
+        m[0] = max(m[0], magnitude(load(x + i)));
+        m[1] = max(m[1], magnitude(load(x + i + kLanes)));
     }
-    if (i < n) look(i, 0);
-    return fold_max(max(m[0], m[1])) + fold_add(add(invalid[0], invalid[1]));
+    if (i < n) m[0] = max(m[0], magnitude(load(x + i)));
+    const int32_t largest = fold_max(max(m[0], m[1]));
+    return largest < kInfinity ? __builtin_bit_cast(float, largest) : __builtin_nanf("");
 }
 
 inline constexpr float kTiny = 0x1p-100f;  // below this a row counts as zero, so that 1 / scale stays finite
