@@ -133,7 +133,7 @@ class DraftTransformer:
             try:
                 choice = SampleRequest(params, request.position + 1 + len(tokens))
                 said = order.history.successors([*chosen, *tokens]) if order.history is not None else []
-                logits = self._logits(state, [token_id for token_id, _ in said])
+                logits = self._logits(state, temperature, [token_id for token_id, _ in said])
                 if said and logits.max() < np.inf:  # not for NaN, either
                     self._remind(logits, said)
                 tokens.append(sample(logits, choice))
@@ -152,7 +152,7 @@ class DraftTransformer:
             x = self._decoder.layer(index, x, rows)
         return x
 
-    def _logits(self, state: Tensor, said: Sequence[int]) -> NDArray[np.float32]:
+    def _logits(self, state: Tensor, temperature: float, said: Sequence[int]) -> NDArray[np.float32]:
         """Logits of the target's vocabulary; -inf for tokens that the draft does not know or look at.
 
         It looks at those of `said` that it knows.
@@ -162,7 +162,8 @@ class DraftTransformer:
         known = self._math.linear(x, Linear(w.head))[0].cpu().numpy()
         if w.shortlist is not None:
             scores = self._math.linear(x, w.shortlist)[0].cpu().numpy()
-            panels = scores > scores.max() - np.float32(self.config.shortlist_gap)
+            gap = np.float32(self.config.shortlist_gap) * np.float32(max(1.0, temperature))
+            panels = scores > scores.max() - gap
             for token_id in self._outputs.keys() & set(said):
                 panels[self._outputs[token_id] // PANEL] = True
             known = np.where(np.repeat(panels, PANEL), known, np.float32(-np.inf))

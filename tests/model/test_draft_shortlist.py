@@ -38,6 +38,7 @@ SHAPE = DraftConfig(
     shortlist_gap=1.0,
 )
 GREEDY, WARM = SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, seed=4)
+HOT = SamplingParams(temperature=2.5, seed=5)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def drafted(executor: Executor, params: SamplingParams, *, remembers: bool) -> D
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("remembers", [False, True], ids=["", "history"])
-@pytest.mark.parametrize("params", [GREEDY, WARM], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("params", [GREEDY, WARM, HOT], ids=["greedy", "drawn", "hot"])
 def test_both_executors_look_at_the_same(
     arrays: dict[str, NDArray[Any]],
     tensors: dict[str, NDArray[Any]],

@@ -76,7 +76,8 @@ void DraftHead::list(Proposal& proposal, const float* scores) const {
     if (proposal.stopped) return;
     recall(proposal);
     proposal.panels.resize(static_cast<size_t>(num_panels()));
-    const float above = kernels_.peak(scores, num_panels()) - weights_.shortlist_gap;
+    const float gap = weights_.shortlist_gap * std::max(1.0f, proposal.params.temperature);
+    const float above = kernels_.peak(scores, num_panels()) - gap;
     const int count = kernels_.collect(scores, num_panels(), above, proposal.panels.data());
     proposal.panels.resize(static_cast<size_t>(count));
     for (int i = 0; i < proposal.num_said; ++i) {
