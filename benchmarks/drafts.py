@@ -85,8 +85,8 @@ def main(
     limit: Annotated[int, typer.Option(min=1, help="Prompts of each kind, of `--prompts` in all.")] = 1000,
     threads: Annotated[int, typer.Option(min=0)] = 0,
     row: Annotated[float, typer.Option(help="Cost of a further row, in plain steps.")] = 0.054,
-    first_drafted: Annotated[float, typer.Option(help="Cost of a step's first drafted token.")] = 0.041,
-    drafted: Annotated[float, typer.Option(help="Cost of a further one.")] = 0.03,
+    first_drafted: Annotated[float, typer.Option(help="Cost of a step's first drafted token.")] = 0.02,
+    drafted: Annotated[float, typer.Option(help="Cost of a further one.")] = 0.01,
 ) -> None:
     """Tokens per step and speed of each draft, by kind of prompt."""
     asked = prompts_by_kind(limit) if prompts is None else _read(prompts)[:limit]

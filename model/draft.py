@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from flashlet.model.safetensors import PADDING_PREFIX, SafetensorsFile, encode_h
 from flashlet.model.weight_cache import ALIGNMENT, load_int8
 
 FORMAT = "flashlet-draft"
-VERSION = "1"
+VERSION, SHORTLIST_VERSION = "1", "2"  # of files without a shortlist and with one
 MAX_DRAFT_TOKENS = 8  # that an executor proposes in one step
 SHORTLIST_UNIT = PANEL * PANEL  # outputs: whole panels, and whole panels of their scores
 DRAFTS = Path(__file__).parent / "drafts"  # those that are shipped
@@ -95,9 +94,9 @@ class DraftConfig:
             raise ModelFormatError(
                 f"draft rms_norm_eps: expected a number between 0 and 1, found {self.rms_norm_eps}"
             )
-        if not 0 <= self.shortlist_gap < math.inf:
+        if self.shortlist_gap and not 1e-6 <= self.shortlist_gap <= 1e6:  # finite in binary32, and not 0
             raise ModelFormatError(
-                f"draft shortlist_gap: expected 0 or a number of nats, found {self.shortlist_gap}"
+                f"draft shortlist_gap: expected 0 or 1e-6 to 1e6 nats, found {self.shortlist_gap}"
             )
         if self.shortlist_gap and self.output_vocab_size % SHORTLIST_UNIT:
             raise ModelFormatError(
@@ -195,7 +194,7 @@ def save_draft(
     _check_vocabulary(config, tensors["vocab_ids"], str(path))
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": SHORTLIST_VERSION if config.shortlist_gap else VERSION,
         "config": config.to_json(),
         "card": msgspec.json.encode(dict(card or {})).decode(),
     }
@@ -277,8 +276,10 @@ def _open(path: Path) -> tuple[DraftConfig, SafetensorsFile]:
     except OSError as error:
         raise FlashletError(f"{path}: the draft model cannot be read: {error}") from error
     found = file.metadata.get("format"), file.metadata.get("version")
-    if found != (FORMAT, VERSION):
-        raise ModelFormatError(f"{path}: expected a {FORMAT} file of version {VERSION}, found {found}")
+    if found not in ((FORMAT, VERSION), (FORMAT, SHORTLIST_VERSION)):
+        raise ModelFormatError(
+            f"{path}: expected a {FORMAT} file of version {VERSION} or {SHORTLIST_VERSION}, found {found}"
+        )
     config = DraftConfig.from_json(file.metadata.get("config", ""))
     arrays = {
         name: (info.dtype, info.shape)

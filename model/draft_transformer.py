@@ -134,7 +134,7 @@ class DraftTransformer:
                 choice = SampleRequest(params, request.position + 1 + len(tokens))
                 said = order.history.successors([*chosen, *tokens]) if order.history is not None else []
                 logits = self._logits(state, temperature, [token_id for token_id, _ in said])
-                if said and logits.max() < np.inf:  # not for NaN, either
+                if said and -np.inf < logits.max() < np.inf:  # not for NaN, either
                     self._remind(logits, said)
                 tokens.append(sample(logits, choice))
             except NoTokenError:  # of the draft's own making: there is nothing to propose

@@ -100,7 +100,10 @@ def train(
     model: ModelOption = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to see, repetitions included.")] = 10_000_000,
     seconds: SecondsOption = 0.0,
-    vocab: Annotated[int, typer.Option(min=1, help="Most frequent tokens that can be drafted.")] = 8192,
+    vocab: Annotated[
+        int,
+        typer.Option(min=1, help="Most frequent tokens that can be drafted; fastest in multiples of 256."),
+    ] = 8192,
     features: Annotated[
         str, typer.Option(metavar="N,N,...", help="Inputs.", show_default="all of the corpus")
     ] = "",
@@ -184,8 +187,8 @@ def export(
 
     flashlet distill export run draft.safetensors --corpus corpus
     """
-    _open(run, model, corpus).export(file, {})
-    _report(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    said = _open(run, model, corpus).export(file, {})
+    _report(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {said}")
 
 
 @distill.command()

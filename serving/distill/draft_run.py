@@ -26,6 +26,7 @@ from flashlet.model.draft import SHORTLIST_UNIT, DraftConfig, load_draft, save_d
 from flashlet.model.draft_module import DraftModule
 from flashlet.model.draft_tensors import draft_tensors
 from flashlet.model.errors import FlashletError
+from flashlet.model.quantize import PANEL
 from flashlet.model.rounded_linear import round_weight, rounded_once
 from flashlet.model.weights import open_weights
 from flashlet.serving.distill.corpus import Corpus
@@ -164,16 +165,17 @@ class DraftRun:
         draft, target = self.load()
         return evaluate(draft, target, make_windows(self._select(draft.config), True, WINDOW), num_steps)
 
-    def export(self, path: Path, card: dict[str, Any]) -> None:
+    def export(self, path: Path, card: dict[str, Any]) -> str:
         """Write the best weights as a draft file; `card` is added to what the run knows of itself.
 
-        The file gets a shortlist where its vocabulary allows.
+        The file gets a shortlist where its vocabulary allows; returns what is to be said about that.
         """
         draft, target = self.load()
         config, tensors = draft.config, {**draft.tensors(), "vocab_ids": target.vocab_ids}
         known = self.folder / "evaluation.json"
         measured = msgspec.json.decode(known.read_bytes()) if known.exists() else {}
         measured["corpus_tokens"] = sum(corpus.num_tokens for corpus in self._corpora)
+        said = f"no shortlist: its vocabulary is no multiple of {SHORTLIST_UNIT}"
         if config.output_vocab_size % SHORTLIST_UNIT == 0:
             found = self._shortlist(draft, target)
             order = found.order.numpy()
@@ -181,7 +183,11 @@ class DraftRun:
             tensors |= {"head": tensors["head"][order], "vocab_ids": target.vocab_ids[order]}
             tensors |= {"shortlist": found.weight.numpy(), "shortlist_bias": found.bias.numpy()}
             measured["shortlist_panels"] = round(found.panels, 1)
+            said = (
+                f"looks at {found.panels:.0f} of {config.output_vocab_size // PANEL} panels of its vocabulary"
+            )
         save_draft(path, config, tensors, {**measured, **card})
+        return said
 
     @torch.inference_mode()
     def _shortlist(self, draft: DraftModule, target: TargetParts) -> Shortlist:
@@ -195,6 +201,8 @@ class DraftRun:
                 rows.append(normed[batch.weights > 0])
                 if sum(map(len, rows)) >= SHORTLIST_ROWS:
                     break
+            if not rows and not held_out:
+                raise FlashletError("expected answers of the corpora to fit the shortlist to, found none")
             return torch.cat(rows) if rows else rows_of(held_out=False)  # a small corpus holds out nothing
 
         draft.eval()

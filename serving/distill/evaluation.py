@@ -26,7 +26,7 @@ class StepCosts:
 
     target: float = 4.2
     further_row: float = 0.1
-    draft: float = 0.3
+    draft: float = 0.05
 
     def speedup(self, acceptance: Sequence[float]) -> tuple[float, int]:
         """Best expected speed over that without a draft, and how many tokens to draft for it."""

@@ -274,6 +274,35 @@ TEST(what_lies_in_invisible_slots_does_not_matter) {
     }
 }
 
+// A token that is not a number shows in the rows that see it, and in no other of their tile.
+TEST(values_that_are_not_numbers_show_where_they_are_seen) {
+    Random random(7);
+    for (const float bad :
+         {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+        for (int rows = 1; rows <= kMaxTile; ++rows) {
+            Context context(random, 32, 96, KvFormat::kInt8);
+            Queries queries{random.floats(static_cast<size_t>(rows * 32)), {}, 0};
+            for (int r = 0; r < rows; ++r) queries.positions.push_back(random.integer(0, 95));
+            constexpr int kBad = 50;
+            for (const bool key : {false, true}) {
+                Context other = context;
+                (key ? other.keys : other.values)[kBad * 32 + 7] = bad;
+                for (const KernelTable* kernels : available_kernels()) {
+                    context.fill(*kernels);
+                    other.fill(*kernels);
+                    const std::vector<float> found = attend(*kernels, other, queries),
+                                             expected = attend(*kernels, context, queries);
+                    for (size_t i = 0; i < found.size(); ++i) {
+                        const bool sees = queries.positions[i / 32] >= kBad;
+                        CHECK(sees ? std::isnan(found[i]) : found[i] == expected[i],
+                              "(%s, %d rows, value %zu of %g)", kernels->name, rows, i, double{bad});
+                    }
+                }
+            }
+        }
+    }
+}
+
 TEST(cells_are_stored_alike) {
     Random random(4);
     for (const KvFormat format : {KvFormat::kInt8, KvFormat::kFp16}) {

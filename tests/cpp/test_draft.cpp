@@ -208,8 +208,8 @@ TEST(draft_remembers_the_text) {
 
 TEST(draft_looks_at_panels_of_its_shortlist) {
     const KernelTable& best = *available_kernels()[0];
-    const auto proposed = [&](float gap, bool remembers) {
-        TinyDraft draft(1, false, remembers ? 0.1f : 1.0f, {300, 256});
+    const auto proposed = [&](int outputs, float gap, bool remembers) {
+        TinyDraft draft(1, false, remembers ? 0.1f : 1.0f, {outputs + 44, outputs});
         if (gap > 0.0f) draft.add_shortlist(gap);
         const Sequence expected = decoded(best, &draft, KvFormat::kInt8, 1, 96, 0, remembers);
         check_same(decoded(best, &draft, KvFormat::kInt8, 3, 20, 3, remembers), expected, "neighbours");
@@ -218,11 +218,14 @@ TEST(draft_looks_at_panels_of_its_shortlist) {
                        kernels->name);
         return expected.all_proposed;
     };
-    for (const bool remembers : {false, true}) {
-        const std::vector<int32_t> all = proposed(0.0f, remembers), few = proposed(1e-3f, remembers);
-        CHECK(proposed(1e9f, remembers) == all);
-        CHECK(few != all);
-        CHECK(few.size() == all.size());
+    for (const int outputs : {256, 512, 768, 1024}) {  // 1 to 4 panels of scores
+        for (const bool remembers : {false, true}) {
+            const std::vector<int32_t> all = proposed(outputs, 0.0f, remembers),
+                                       few = proposed(outputs, 1e-3f, remembers);
+            CHECK(proposed(outputs, 1e9f, remembers) == all);
+            CHECK(few != all);
+            CHECK(few.size() == all.size());
+        }
     }
 }
 

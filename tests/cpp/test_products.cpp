@@ -225,15 +225,17 @@ TEST(rows_that_are_not_numbers_show) {
     Random random(6);
     for (const float bad :
          {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-        const Matrix bytes = random_matrix(random, 32, 3 * kGroup);
-        std::vector<float> x = random.floats(2 * 3 * kGroup);
-        x[3 * kGroup + 40] = bad;
-        for (const KernelTable* kernels : available_kernels()) {
-            for (const Matrix& w : {bytes, halved(bytes)}) {
-                const std::vector<float> out =
-                    product(*kernels, w, x, 2, Epilogue::kStore, std::vector<float>(64));
-                for (size_t i = 0; i < out.size(); ++i)
-                    CHECK(std::isnan(out[i]) == (i >= 32), "(%s, %zu)", kernels->name, i);
+        for (const int groups : {3, 4, 5, 8}) {
+            const Matrix bytes = random_matrix(random, 32, groups * kGroup);
+            std::vector<float> x = random.floats(static_cast<size_t>(2 * groups * kGroup));
+            x[static_cast<size_t>(groups * kGroup + 40)] = bad;
+            for (const KernelTable* kernels : available_kernels()) {
+                for (const Matrix& w : {bytes, halved(bytes)}) {
+                    const std::vector<float> out =
+                        product(*kernels, w, x, 2, Epilogue::kStore, std::vector<float>(64));
+                    for (size_t i = 0; i < out.size(); ++i)
+                        CHECK(std::isnan(out[i]) == (i >= 32), "(%s, %zu)", kernels->name, i);
+                }
             }
         }
     }

@@ -1,6 +1,8 @@
 // Operations on single rows: elementary functions, norm, RoPE, and the vector work of sampling.
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <vector>
 
 #include "check.h"
 #include "data.h"
@@ -203,7 +205,8 @@ TEST(gumbel_noise_skips_nothing) {
         float best = -kInfinity;
         for (int i = 0; i < kCount; ++i) {
             const int token = tokens != nullptr ? tokens[i] : i;
-            const float noise = portable_kernels()->gumbel(seed, position, static_cast<uint32_t>(token));
+            float noise;
+            portable_kernels()->gumbel(seed, position, &token, 1, &noise);
             const float value = x[static_cast<size_t>(i)] / temperature + noise;
             if (value > best) best = value, expected = i;
         }
@@ -219,12 +222,22 @@ TEST(gumbel_noise_skips_nothing) {
 TEST(gumbel_noise_has_its_distribution) {
     double mean = 0.0, largest = -100.0, smallest = 100.0;
     constexpr int kCount = 1 << 14;
-    for (int i = 0; i < kCount; ++i) {
-        const float noise = portable_kernels()->gumbel(42, 7, static_cast<uint32_t>(i));
-        for (const KernelTable* kernels : available_kernels()) {
-            if (i < 256 || i % 61 == 0)
-                CHECK(kernels->gumbel(42, 7, static_cast<uint32_t>(i)) == noise, "(%s)", kernels->name);
+    std::vector<int32_t> tokens(kCount);
+    std::iota(tokens.begin(), tokens.end(), 0);
+    std::vector<float> expected(kCount);
+    portable_kernels()->gumbel(42, 7, tokens.data(), kCount, expected.data());
+    Random random(8);
+    for (const KernelTable* kernels : available_kernels()) {  // whatever else is asked for at once
+        for (int count = 1; count < 50; ++count) {
+            std::vector<int32_t> some(static_cast<size_t>(count));
+            for (int32_t& token : some) token = random.integer(0, kCount - 1);
+            std::vector<float> found(some.size());
+            kernels->gumbel(42, 7, some.data(), count, found.data());
+            for (size_t i = 0; i < some.size(); ++i)
+                CHECK(found[i] == expected[static_cast<size_t>(some[i])], "(%s)", kernels->name);
         }
+    }
+    for (const float noise : expected) {
         mean += double{noise} / kCount;
         largest = std::max(largest, double{noise});
         smallest = std::min(smallest, double{noise});

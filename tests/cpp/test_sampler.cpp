@@ -69,8 +69,8 @@ int naive_sample(const std::vector<float>& logits, const SampleParams& p) {
     for (size_t i = 0; i < kept; ++i) {
         const int token = order[i];
         if (weight(token) < double{p.min_p}) continue;
-        const float noise = portable_kernels()->gumbel(p.seed, static_cast<uint64_t>(p.position),
-                                                       static_cast<uint32_t>(token));
+        float noise;
+        portable_kernels()->gumbel(p.seed, static_cast<uint64_t>(p.position), &token, 1, &noise);
         const float noisy = value(token) / p.temperature + noise;
         if (noisy > best_value || (noisy == best_value && token < best)) best = token, best_value = noisy;
     }

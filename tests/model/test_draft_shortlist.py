@@ -13,7 +13,7 @@ import torch
 from draft_runs import CONFIG, OPTIONS, DraftRun, decode, random_tokens
 from numpy.typing import NDArray
 
-from flashlet.kernels.cpu import TokenHistory, instruction_sets
+from flashlet.kernels.cpu import NativeModel, TokenHistory, instruction_sets
 from flashlet.model.config import ModelConfig
 from flashlet.model.draft import DraftConfig, draft_shapes, load_draft, save_draft
 from flashlet.model.draft_tensors import draft_tensors
@@ -124,15 +124,26 @@ def test_a_panel_is_not_looked_at_unless_its_score_or_the_text_says_so(
 
 
 @pytest.mark.parametrize("where", ["shortlist", "head"])
+@pytest.mark.parametrize("remembers", [False, True], ids=["", "history"])
 def test_weights_that_are_no_numbers_propose_nothing(
-    arrays: dict[str, NDArray[Any]], tensors: dict[str, NDArray[Any]], tmp_path: Path, where: str
+    arrays: dict[str, NDArray[Any]],
+    tensors: dict[str, NDArray[Any]],
+    tmp_path: Path,
+    where: str,
+    *,
+    remembers: bool,
 ) -> None:
+    """Nothing that the draft has to know, that is: what the text says is looked at without a score."""
     draft = tmp_path / "draft.safetensors"
     norm = {"out_norm": np.full(SHAPE.hidden_size, np.nan, np.float32)}
     bias = {"shortlist_bias": np.full(16, np.nan, np.float32)}
     save_draft(draft, SHAPE, tensors | (norm if where == "head" else bias))
-    for executor in (native(arrays, draft), reference(arrays, draft)):
-        assert not any(drafted(executor, GREEDY, remembers=False).proposed)
+    found = [
+        drafted(executor, GREEDY, remembers=remembers).proposed
+        for executor in (native(arrays, draft), reference(arrays, draft))
+    ]
+    assert found[0] == found[1]
+    assert any(found[0]) == (remembers and where == "shortlist")
 
 
 def test_a_shortlist_is_loaded_as_it_was(tensors: dict[str, NDArray[Any]], tmp_path: Path) -> None:
@@ -146,6 +157,27 @@ def test_a_shortlist_is_loaded_as_it_was(tensors: dict[str, NDArray[Any]], tmp_p
     assert draft_shapes(found)["shortlist"] == again["shortlist"].shape == (16, SHAPE.hidden_size)
     save_draft(second, found, {**again, "vocab_ids": loaded["vocab_ids"]})
     assert second.read_bytes() == first.read_bytes()
+    with pytest.raises(ModelFormatError, match="version 1 or 2"):  # as one without would say about this file
+        first.write_bytes(first.read_bytes().replace(b'"version":"2"', b'"version":"3"', 1))
+        load_draft(first, TARGET)
+
+
+def test_arrays_that_do_not_fit_are_refused(
+    arrays: dict[str, NDArray[Any]], tensors: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    """By the native model as well, whoever made them."""
+    four, eight = tmp_path / "4.safetensors", tmp_path / "8.safetensors"
+    save_draft(four, replace(SHAPE, bits=4), tensors)
+    save_draft(eight, replace(SHAPE, bits=8), tensors)
+    config, loaded = load_draft(four, TARGET)
+    mixed = {**loaded, "shortlist": load_draft(eight, TARGET)[1]["shortlist"]}
+    short = {**loaded, "shortlist_bias": np.zeros(15, np.float32)}
+    tables = {name: np.zeros((TARGET.context_length, 8), np.float32) for name in ("rope_cos", "rope_sin")}
+    own = {name: np.zeros((TARGET.context_length, 1), np.float32) for name in ("rope_cos", "rope_sin")}
+    for broken, message in ((mixed, "weights of as many bits"), (short, "shortlist_bias")):
+        with pytest.raises(ValueError, match=message):
+            NativeModel(TARGET, {**arrays, **tables}, "int8", 4, 128, 8, 1, "", config, {**broken, **own})
+    NativeModel(TARGET, {**arrays, **tables}, "int8", 4, 128, 8, 1, "", config, {**loaded, **own}).close()
 
 
 @pytest.mark.parametrize(
@@ -166,9 +198,10 @@ def test_a_vocabulary_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shortlist_gap": -1.0}, "shortlist_gap: expected 0 or a number"),
-        ({"shortlist_gap": float("inf")}, "shortlist_gap: expected 0 or a number"),
-        ({"shortlist_gap": float("nan")}, "shortlist_gap: expected 0 or a number"),
+        ({"shortlist_gap": -1.0}, "shortlist_gap: expected 0 or 1e-6 to 1e6"),
+        ({"shortlist_gap": float("inf")}, "shortlist_gap: expected 0 or 1e-6 to 1e6"),
+        ({"shortlist_gap": float("nan")}, "shortlist_gap: expected 0 or 1e-6 to 1e6"),
+        ({"shortlist_gap": 1e-50}, "shortlist_gap: expected 0 or 1e-6 to 1e6"),  # 0 in binary32
         ({"output_vocab_size": 240}, "output_vocab_size: expected a multiple of 256 beside a shortlist"),
     ],
 )

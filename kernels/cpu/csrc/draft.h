@@ -45,6 +45,7 @@ class Draft {
         int target_row;
         int32_t next_token;
     };
+
     void arrange();
     void add_proposal(int slice, int num_tokens);
     void add_segment(const Slice& slice, int first, int count, int32_t last_token);

@@ -14,7 +14,7 @@ constexpr float kGuestGap = 1.42f;       // below the largest logit, what a gues
 constexpr float kByDoubt = 1.11f;        // what the text says counts more where the draft is not sure,
 constexpr float kByGap = 0.54f;  // and what the draft says about a token that follows in the text counts less
 constexpr int kListChunk = 4;    // panels that a thread multiplies at once,
-constexpr size_t kListAhead = 3;  // while it asks memory for those so many further on
+constexpr int kListAhead = 3;    // while it asks memory for those so many further on
 
 }  // namespace
 
@@ -28,7 +28,11 @@ DraftHead::DraftHead(Team& team, const ModelShape& shape, const DraftWeights& we
       logit_stride_(round_up(weights.num_outputs + kGuests, kLanes)) {
     const auto rows = static_cast<size_t>(max_rows), stride = static_cast<size_t>(logit_stride_);
     logits_.resize(rows * stride);
-    if (lists()) scores_.resize(rows * static_cast<size_t>(num_panels()));
+    if (lists()) {
+        scores_.resize(rows * static_cast<size_t>(num_panels()));
+        listed_.resize(rows * static_cast<size_t>(num_panels()));
+        num_listed_.resize(rows);
+    }
     for (Worker& worker : team.workers()) {
         worker.draft_ids.assign(weights.vocab_ids, weights.vocab_ids + weights.num_outputs);
         worker.draft_ids.resize(stride);
@@ -63,51 +67,53 @@ void DraftHead::look_at_listed(Worker& worker, const float* states, std::vector<
     });
     team_.finish(worker, Stage::kDraft);
     team_.each(worker, rows, 1, [&](int begin, int end) {
-        for (int row = begin; row < end; ++row) list(proposals[static_cast<size_t>(row)], scores_of(row));
+        for (int row = begin; row < end; ++row) {
+            Proposal& proposal = proposals[static_cast<size_t>(row)];
+            num_listed_[static_cast<size_t>(row)] = 0;
+            if (proposal.stopped) continue;
+            recall(proposal);
+            list(proposal, row);
+        }
     });
     team_.finish(worker, Stage::kDraft);
-    multiply_listed(worker, x, proposals, rows);
+    multiply_listed(worker, x, rows);
     team_.finish(worker, Stage::kDraft, &weights_.input);
 }
 
 // The panels that may hold a likely token, and those of tokens that followed in the text.
-void DraftHead::list(Proposal& proposal, const float* scores) const {
-    proposal.panels.clear();
-    if (proposal.stopped) return;
-    recall(proposal);
-    proposal.panels.resize(static_cast<size_t>(num_panels()));
+void DraftHead::list(const Proposal& proposal, int row) {
+    const float* scores = scores_of(row);
     const float gap = weights_.shortlist_gap * std::max(1.0f, proposal.params.temperature);
     const float above = kernels_.peak(scores, num_panels()) - gap;
-    const int count = kernels_.collect(scores, num_panels(), above, proposal.panels.data());
-    proposal.panels.resize(static_cast<size_t>(count));
+    int32_t* begin = listed_of(row);
+    int32_t* end = begin + kernels_.collect(scores, num_panels(), above, begin);
     for (int i = 0; i < proposal.num_said; ++i) {
         const int output = output_of_[static_cast<size_t>(proposal.said[static_cast<size_t>(i)].token)];
         const int panel = output / kLanes;
-        const auto at = std::lower_bound(proposal.panels.begin(), proposal.panels.end(), panel);
-        if (output >= 0 && (at == proposal.panels.end() || *at != panel)) proposal.panels.insert(at, panel);
+        int32_t* at = std::lower_bound(begin, end, panel);
+        if (output < 0 || (at != end && *at == panel)) continue;
+        std::copy_backward(at, end, end + 1);
+        *at = panel;
+        ++end;
     }
+    num_listed_[static_cast<size_t>(row)] = static_cast<int>(end - begin);
 }
 
-void DraftHead::multiply_listed(Worker& worker, const QuantizedRows& x,
-                                const std::vector<Proposal>& proposals, int rows) {
-    const auto panels_of = [&](int row) -> const std::vector<int32_t>& {
-        return proposals[static_cast<size_t>(row)].panels;
-    };
-    const auto count = [&](int row) { return static_cast<int>(panels_of(row).size()); };
+void DraftHead::multiply_listed(Worker& worker, const QuantizedRows& x, int rows) {
+    const auto count = [&](int row) { return num_listed_[static_cast<size_t>(row)]; };
     int total = 0;
     for (int row = 0; row < rows; ++row) total += count(row);
     team_.each(worker, total, kListChunk, [&](int begin, int end) {
-        int row = 0, first = 0;  // of all panels, the first of this row's
+        int row = 0, first = 0;  // of all listed panels, the first of this row's
         for (int i = begin; i < end; ++i) {
             while (i >= first + count(row)) first += count(row++);
-            const std::vector<int32_t>& panels = panels_of(row);
-            const auto at = static_cast<size_t>(i - first);
+            const int32_t* panel = listed_of(row) + (i - first);
             const uint8_t* next = weights_.input.cells;
-            if (at + kListAhead < panels.size()) {
+            if (i - first + kListAhead < count(row)) {
                 next = weights_.head.cells +
-                       static_cast<size_t>(panels[at + kListAhead]) * weights_.head.panel_bytes();
+                       static_cast<size_t>(panel[kListAhead]) * weights_.head.panel_bytes();
             }
-            kernels_.matmul(weights_.head, x.alone(row), 1, panels[at], panels[at] + 1, Epilogue::kStore,
+            kernels_.matmul(weights_.head, x.alone(row), 1, *panel, *panel + 1, Epilogue::kStore,
                             logits_of(row), logit_stride_, {next, false, true});
         }
     });
@@ -117,8 +123,8 @@ Sampler::Guess DraftHead::guess(Worker& worker, Proposal& proposal, int row) {
     float* logits = logits_of(row);
     int outputs = weights_.num_outputs;
     if (lists()) {
-        logits = gathered(worker, proposal, logits);
-        outputs = static_cast<int>(proposal.panels.size()) * kLanes;
+        outputs = gather(worker, row);
+        logits = worker.draft_logits.data();
         worker.draft_sampler->set_vocab_size(outputs + kGuests);
     } else {
         recall(proposal);
@@ -130,17 +136,18 @@ Sampler::Guess DraftHead::guess(Worker& worker, Proposal& proposal, int row) {
     return guess;
 }
 
-// The logits of the panels that were looked at, side by side, with room for guests; the worker's ids and
-// places become theirs.
-float* DraftHead::gathered(Worker& worker, const Proposal& proposal, const float* logits) const {
-    int place = 0;
-    for (const int32_t panel : proposal.panels) {
+// The logits of the panels that were looked at, side by side among the worker's, with room for guests, and
+// how many they are; its ids and places become theirs.
+int DraftHead::gather(Worker& worker, int row) {
+    const int count = num_listed_[static_cast<size_t>(row)];
+    for (int place = 0; place < count; ++place) {
+        const int32_t panel = listed_of(row)[place];
         const auto from = static_cast<size_t>(panel * kLanes), to = static_cast<size_t>(place * kLanes);
-        std::copy_n(logits + from, kLanes, worker.draft_logits.data() + to);
+        std::copy_n(logits_of(row) + from, kLanes, worker.draft_logits.data() + to);
         std::copy_n(weights_.vocab_ids + from, kLanes, worker.draft_ids.data() + to);
-        worker.draft_places[static_cast<size_t>(panel)] = place++;
+        worker.draft_places[static_cast<size_t>(panel)] = place;
     }
-    return worker.draft_logits.data();
+    return count * kLanes;
 }
 
 const float* DraftHead::normed(Worker& worker, const float* states, int row) {

@@ -25,12 +25,11 @@ struct Proposal {
     SampleParams params;
     History::Successors said{};  // what followed in the text where it went as now, by token
     int num_said = 0;
-    std::vector<int32_t> panels{};  // of the head that are looked at, ascending
 };
 
 class DraftHead {
   public:
-    static constexpr int kStages = 4;  // of look()
+    static constexpr int kStages = 4;  // of look() at most, with one for quantizing many rows
 
     // `weights` must outlive this.
     DraftHead(Team& team, const ModelShape& shape, const DraftWeights& weights, int vocab_size, int max_rows);
@@ -46,10 +45,9 @@ class DraftHead {
     const float* normed(Worker& worker, const float* states, int row);
     void look_at_listed(Worker& worker, const float* states, std::vector<Proposal>& proposals, int rows);
     void recall(Proposal& proposal) const;
-    void list(Proposal& proposal, const float* scores) const;
-    void multiply_listed(Worker& worker, const QuantizedRows& x, const std::vector<Proposal>& proposals,
-                         int rows);
-    float* gathered(Worker& worker, const Proposal& proposal, const float* logits) const;
+    void list(const Proposal& proposal, int row);
+    void multiply_listed(Worker& worker, const QuantizedRows& x, int rows);
+    int gather(Worker& worker, int row);
     void remind(Worker& worker, const Proposal& proposal, float* logits, int outputs) const;
 
     bool lists() const { return weights_.shortlist.cells != nullptr; }
@@ -60,6 +58,9 @@ class DraftHead {
     float* scores_of(int row) {
         return scores_.data() + static_cast<size_t>(row) * static_cast<size_t>(num_panels());
     }
+    int32_t* listed_of(int row) {
+        return listed_.data() + static_cast<size_t>(row) * static_cast<size_t>(num_panels());
+    }
 
     Team& team_;
     const KernelTable& kernels_;
@@ -68,6 +69,8 @@ class DraftHead {
     const int hidden_, logit_stride_;
     Lines<float> logits_;             // [rows][logit_stride_]: of the vocabulary, then of guests
     Lines<float> scores_;             // [rows][panels]
+    std::vector<int32_t> listed_;     // [rows][panels]: those that are looked at, ascending
+    std::vector<int> num_listed_;     // [rows]
     std::vector<int32_t> output_of_;  // [token id]: index of its logit, -1: it has none
 };
 

@@ -217,8 +217,8 @@ struct KernelTable {
     int (*gumbel_argmax)(const float* x, const int32_t* ids, int n, int best, float temperature,
                          uint64_t seed, uint64_t position);
 
-    // Noise of one token.
-    float (*gumbel)(uint64_t seed, uint64_t position, uint32_t token);
+    // Noise of n tokens, in any order.
+    void (*gumbel)(uint64_t seed, uint64_t position, const int32_t* tokens, int n, float* noise);
 
     // exp and log over n values (a multiple of 16), for tests and for sampling.
     void (*exp)(const float* x, int n, float* y);

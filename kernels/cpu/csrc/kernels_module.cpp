@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <stdexcept>
@@ -87,8 +88,10 @@ class Kernels {
         return to_numpy(out);
     }
 
-    float gumbel(uint64_t seed, uint64_t position, uint32_t token) const {
-        return table_.gumbel(seed, position, token);
+    std::vector<float> gumbel(uint64_t seed, uint64_t position, const std::vector<int32_t>& tokens) const {
+        std::vector<float> noise(tokens.size());
+        table_.gumbel(seed, position, tokens.data(), static_cast<int>(tokens.size()), noise.data());
+        return noise;
     }
 
   private:

@@ -55,11 +55,14 @@ int32_t Sampler::sample(const float* logits, const SampleParams& params, int32_t
     for (float& x : row_) x /= params.temperature;
     const std::vector<ScoredToken>& kept = filter(params);
     if (kept.size() <= kFewTokens) {
+        float noise[kFewTokens];
+        const auto count = static_cast<int>(kept.size());
+        for (size_t i = 0; i < kept.size(); ++i)
+            found_[i] = ids_ != nullptr ? ids_[kept[i].second] : kept[i].second;
+        kernels_.gumbel(params.seed, position, found_.data(), count, noise);
         ScoredToken drawn{kNever, 0};
-        for (const auto& [x, token] : kept) {
-            const int32_t id = ids_ != nullptr ? ids_[token] : token;
-            const float noise = kernels_.gumbel(params.seed, position, static_cast<uint32_t>(id));
-            const ScoredToken candidate{x + noise, token};
+        for (size_t i = 0; i < kept.size(); ++i) {
+            const ScoredToken candidate{kept[i].first + noise[i], kept[i].second};
             drawn_.push_back(candidate.first);
             if (before(candidate, drawn)) drawn = candidate;
         }

@@ -7,13 +7,11 @@ namespace flashlet::FLASHLET_ISA {
 
 inline constexpr int kNoiseRun = 64;  // tokens whose noise is made together: sixteen counters of four words
 
-// Random numbers of tokens 64 run + 4 lane + w, for each word w and lane.
+// Random numbers of tokens 4 quad + w, for each word w and lane.
 // Philox-4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
-inline void uniform_run(uint64_t seed, uint64_t position, uint32_t run, F32x16* uniform) {
-    static constexpr float kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+inline void uniform_quads(uint64_t seed, uint64_t position, I32x16 quads, F32x16* uniform) {
     uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-    I32x16 word[4] = {add(splat_int(static_cast<int32_t>(run * kLanes)), to_int(load(kCount))),
-                      splat_int(static_cast<int32_t>(position)),
+    I32x16 word[4] = {quads, splat_int(static_cast<int32_t>(position)),
                       splat_int(static_cast<int32_t>(position >> 32)), splat_int(0)};
     for (int round = 0; round < 10; ++round) {
         I32x16 high0, low0, high1, low1;
@@ -30,6 +28,13 @@ inline void uniform_run(uint64_t seed, uint64_t position, uint32_t run, F32x16* 
         uniform[w] = mul(add(to_float(shift_out_9(word[w])), splat(0.5f)), splat(0x1p-23f));
 }
 
+// The same of tokens 64 run + 4 lane + w.
+inline void uniform_run(uint64_t seed, uint64_t position, uint32_t run, F32x16* uniform) {
+    static constexpr float kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const I32x16 quads = add(splat_int(static_cast<int32_t>(run * kLanes)), to_int(load(kCount)));
+    uniform_quads(seed, position, quads, uniform);
+}
+
 inline F32x16 gumbel16(F32x16 uniform) {
     const F32x16 zero = splat(0.0f);
     return sub(zero, log16(sub(zero, log16(uniform))));
@@ -44,12 +49,36 @@ inline void gumbel_run(const F32x16* uniform, float* noise) {
     }
 }
 
-float gumbel(uint64_t seed, uint64_t position, uint32_t token) {
+// Noise of sixteen tokens in any order.
+inline F32x16 gumbel_of(uint64_t seed, uint64_t position, const int32_t* tokens) {
+    alignas(64) float quads[kLanes], words[kLanes];  // exactly: there are fewer than 2^24
+    for (int i = 0; i < kLanes; ++i) {
+        quads[i] = static_cast<float>(tokens[i] / 4);
+        words[i] = static_cast<float>(tokens[i] % 4);
+    }
     F32x16 uniform[4];
-    uniform_run(seed, position, token / kNoiseRun, uniform);
-    float lanes[kLanes];
-    store(lanes, gumbel16(uniform[token % 4]));
-    return lanes[token % kNoiseRun / 4];
+    uniform_quads(seed, position, to_int(load(quads)), uniform);
+    const F32x16 w = load(words);
+    const F32x16 low = select_less(w, splat(0.5f), uniform[0], uniform[1]);
+    const F32x16 high = select_less(w, splat(2.5f), uniform[2], uniform[3]);
+    return gumbel16(select_less(w, splat(1.5f), low, high));
+}
+
+void gumbel(uint64_t seed, uint64_t position, const int32_t* tokens, int n, float* noise) {
+    for (int i = 0; i < n; i += kLanes) {
+        const int count = n - i < kLanes ? n - i : kLanes;
+        int32_t ids[kLanes] = {};
+        __builtin_memcpy(ids, tokens + i, static_cast<size_t>(count) * sizeof *ids);
+        alignas(64) float lanes[kLanes];
+        store(lanes, gumbel_of(seed, position, ids));
+        __builtin_memcpy(noise + i, lanes, static_cast<size_t>(count) * sizeof *lanes);
+    }
+}
+
+inline float gumbel_of_one(uint64_t seed, uint64_t position, int32_t token) {
+    float noise;
+    gumbel(seed, position, &token, 1, &noise);
+    return noise;
 }
 
 inline constexpr int kChains = 4;  // results kept side by side, as each waits for the one before
@@ -130,20 +159,13 @@ inline float out_of_reach(float best, float most, float temperature) {
 
 int gumbel_argmax_of(const float* x, const int32_t* ids, int n, int best, float temperature, uint64_t seed,
                      uint64_t position) {
-    int run = -1;
-    float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(ids[best]));
-    alignas(64) float noise[kNoiseRun];
+    float best_value = x[best] / temperature + gumbel_of_one(seed, position, ids[best]);
+    alignas(64) float noise[kLanes];
     for (int i = 0; i < n; i += kLanes) {
         if (!any_greater(load(x + i), splat(out_of_reach(best_value, kMaxNoise, temperature)))) continue;
+        store(noise, gumbel_of(seed, position, ids + i));
         for (int j = i; j < i + kLanes; ++j) {
-            if (!(x[j] / temperature + kMaxNoise >= best_value)) continue;
-            if (run != ids[j] / kNoiseRun) {
-                run = ids[j] / kNoiseRun;
-                F32x16 uniform[4];
-                uniform_run(seed, position, static_cast<uint32_t>(run), uniform);
-                gumbel_run(uniform, noise);
-            }
-            const float value = x[j] / temperature + noise[ids[j] % kNoiseRun];
+            const float value = x[j] / temperature + noise[j - i];
             if (value > best_value || (value == best_value && j < best)) {
                 best_value = value;
                 best = j;
@@ -156,7 +178,7 @@ int gumbel_argmax_of(const float* x, const int32_t* ids, int n, int best, float 
 int gumbel_argmax(const float* x, const int32_t* ids, int n, int best, float temperature, uint64_t seed,
                   uint64_t position) {
     if (ids != nullptr) return gumbel_argmax_of(x, ids, n, best, temperature, seed, position);
-    float best_value = x[best] / temperature + gumbel(seed, position, static_cast<uint32_t>(best));
+    float best_value = x[best] / temperature + gumbel_of_one(seed, position, best);
     for (int i = 0; i < n; i += kNoiseRun) {
         const int count = n - i < kNoiseRun ? n - i : kNoiseRun;
         F32x16 largest = load(x + i);

@@ -220,6 +220,18 @@ def test_exported_draft_fits_its_target_only(tiny_model_path: Path, draft: Path)
     card = read_card(draft)
     assert card["corpus_tokens"] >= 12_000
     assert card["greedy"]["all"]["acceptance"]
+    assert config.shortlist_gap > 0 and 0 < card["shortlist_panels"] <= 16
+
+
+def test_a_vocabulary_of_broken_panels_has_no_shortlist(
+    tiny_model_path: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = DraftRun(tmp_path / "run", tiny_model_path, [Corpus(corpus)])
+    run.begin(DraftShape(200), 0)
+    file = tmp_path / "draft.safetensors"
+    _, log = distill("export", tmp_path / "run", file, "--corpus", corpus, "--model", tiny_model_path)
+    assert "no shortlist: its vocabulary is no multiple of 256" in log
+    assert load_draft(file, read_hf_config(tiny_model_path))[0].shortlist_gap == 0
 
 
 def test_speculation_with_the_draft_changes_no_token(
