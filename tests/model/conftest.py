@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -100,6 +101,12 @@ class RandomWeights:
 
     def close(self) -> None:
         pass
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """PyTorch computes on one thread: several that wait for each other are slow beside other tests."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

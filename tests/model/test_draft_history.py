@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from draft_runs import CONFIG, DraftRun, decode, decoded_alone, native_executor, random_tokens, torch_executor
 from numpy.typing import NDArray
 
@@ -17,14 +16,11 @@ from flashlet.model.draft import load_draft
 from flashlet.model.sampling import SampleRequest, SamplingParams
 from flashlet.model.step import DraftRequest, SequenceSlice, Step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PackedArrays = Callable[[ModelConfig], dict[str, NDArray[Any]]]
 WriteDraft = Callable[..., Path]
 GREEDY, WARM = SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, seed=4)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def history_of(tokens: list[int]) -> TokenHistory:

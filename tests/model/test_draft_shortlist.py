@@ -24,6 +24,8 @@ from flashlet.model.executor_torch import TorchExecutor
 from flashlet.model.sampling import SamplingParams
 from flashlet.model.transformer_weights import int8_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PackedArrays = Callable[[ModelConfig], dict[str, NDArray[Any]]]
 RandomDraft = Callable[[DraftConfig], dict[str, NDArray[Any]]]
 TARGET = replace(CONFIG, vocab_size=300)
@@ -39,11 +41,6 @@ SHAPE = DraftConfig(
 )
 GREEDY, WARM = SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, seed=4)
 HOT = SamplingParams(temperature=2.5, seed=5)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,8 @@ from flashlet.model.sampling import NoTokenError, SampleRequest, SamplingParams
 from flashlet.model.step import DraftRequest, SequenceSlice, SliceOutput, Step
 from flashlet.model.transformer_weights import int8_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PackedArrays = Callable[[ModelConfig], dict[str, NDArray[Any]]]
 WriteDraft = Callable[..., Path]
 DRAFTS: dict[str, dict[str, Any]] = {
@@ -42,11 +44,6 @@ DRAFTS: dict[str, dict[str, Any]] = {
     "4 bits": {"bits": 4},
     "feed-forward only": {"attention": False, "num_heads": 0, "num_kv_heads": 0, "head_dim": 0},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from flashlet.model.executor_torch import TorchExecutor
 from flashlet.model.step import SequenceSlice, Step
 from flashlet.model.transformer_weights import int8_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PackedArrays = Callable[[ModelConfig], dict[str, NDArray[Any]]]
 OPTIONS = ExecutorOptions(kv_cache_bytes=1 << 21, max_step_tokens=512, threads=1)
 CPU = torch.device("cpu")
@@ -60,11 +62,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "mlp biases at odd width": {"intermediate_size": 50, "mlp_bias": True, "vocab_size": 129},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _tokens(count: int, config: ModelConfig, seed: int = 2) -> list[int]:

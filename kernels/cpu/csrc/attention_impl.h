@@ -142,8 +142,8 @@ struct Int8Kv {
     // Weights of one block times the scales of its values, as integers: those of all rows at once, since one
     // row's are done sooner than its maximum is known.
     template <int Rows>
-    [[gnu::noinline]] static void quantize_weights(float* const* weights, const float* value_scales,
-                                                   int16_t* codes, float* scales) {
+    static void quantize_weights(float* const* weights, const float* value_scales, int16_t* codes,
+                                 float* scales) {
         I32x16 tops[round_up(Rows, 4)];
         const F32x16 zero = splat(0.0f);
         for (int r = 0; r < Rows; ++r) {
@@ -238,10 +238,8 @@ struct Fp16Kv {
     }
 };
 
-// Rows lie a little more than 1 KiB apart: processors take a load for one of what was just stored where the
-// last twelve bits of their addresses agree.
 struct SpanScores {
-    alignas(64) float values[kMaxTile][kSpan * kBlock + kLanes];
+    alignas(64) float values[kMaxTile][kSpan * kBlock];
 };
 
 // Turns scores of the tokens from `base` to before `end` into exp(score - largest), with zeros outside
@@ -327,8 +325,7 @@ void combine(const AttentionTile& tile, int spans, const float* partials) {
         for (int d = 0; d < padded_dim; d += kLanes) store(acc + d, splat(0.0f));
         for (int s = 0; s < spans; ++s) {
             const float* part = first + s * span_stride;
-            // That of a single span is exactly 1.
-            const F32x16 factor = spans == 1 ? splat(1.0f) : exp16(splat(part[padded_dim] - largest));
+            const F32x16 factor = exp16(splat(part[padded_dim] - largest));
             denominator = fma(splat(part[padded_dim + 1]), factor, denominator);
             for (int d = 0; d < padded_dim; d += kLanes)
                 store(acc + d, fma(load(part + d), factor, load(acc + d)));
